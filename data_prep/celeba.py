@@ -1,0 +1,350 @@
+"""CelebA as people have it -> shards of 64x64 pixels: finding the data set, reading it honestly, one task per shard.
+
+The photographs may be a folder or the zip (which is never unpacked), in torchvision's layout, in Kaggle's or in the
+authors' own (`Img/`, `Eval/`). Whatever cannot become a row (a broken file, an image without a partition line, a line
+without an image) is counted and named in the manifest, and too many of them stop the job: a data set that silently lost
+a tenth of its faces gives another model. Nothing in here knows what runs the tasks:
+
+    source = open_celeba("data/celeba")
+    if pixels_up_to_date(source, out, settings) is None:
+        specs = plan_pixel_shards(source, out, settings)
+        finish_pixels(source, out, specs, [write_pixel_shard(spec) for spec in specs])
+"""
+
+import functools
+import hashlib
+import io
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from data_prep.manifest import (
+    SPLITS,
+    ShardResult,
+    build_splits,
+    check_problems,
+    find_finished,
+    finish,
+    order_results,
+    read_sidecar,
+    shard_name,
+    write_sidecar,
+)
+from pipeline.data.shards import BLOCK_ROWS, Manifest, Problem, canonical_hash, write_shard
+
+IMAGES = "img_align_celeba"
+PARTITION = "list_eval_partition"
+MARKER = "synthetic_faces.json"
+FILTER = (
+    "bilinear"  # Pillow's: a triangle as wide as the reduction, so it antialiases; torchvision's Resize is the same
+)
+# What reading one member of a zip, and what decoding one file, is known to raise when the file is damaged.
+_READ_ERRORS = (FileNotFoundError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)
+_DECODE_ERRORS = (OSError, SyntaxError, ValueError, TypeError, struct.error, Image.DecompressionBombError)
+
+
+@dataclass(frozen=True)
+class CelebASource:
+    """A data set that was found and listed; nothing of it is decoded yet. Small enough to travel to other processes.
+
+    Fields:
+        images: absolute path of the folder or zip with the photographs.
+        folder: the folder inside the zip ("" at its root, and for a plain folder).
+        dataset: "synthetic-faces" where the generator left its marker, else "celeba".
+        names: split -> file names that are present, sorted. Rows of the shards follow this order.
+        problems: images without a partition line, and lines without an image.
+        content_hash: sha256 over (name, size, crc) of every image, sorted, and every partition line, sorted. In a
+            zip the crc is of the contents; in a folder only the size is known without reading every file, so an edit
+            that keeps the size goes unnoticed there. It does not depend on where the data set lies.
+    """
+
+    images: str
+    folder: str
+    dataset: str
+    names: Mapping[str, tuple[str, ...]]
+    problems: tuple[Problem, ...]
+    content_hash: str
+
+    @property
+    def total(self) -> int:
+        """Number of images, present or listed."""
+        return sum(map(len, self.names.values())) + len(self.problems)
+
+
+@dataclass(frozen=True)
+class PixelSettings:
+    """What decides the rows of pixel shards: side of the center crop, side of the result (pixels), rows per shard.
+
+    `max_bad_share` is the share of missing or broken images above which the job stops; it changes no row.
+    """
+
+    crop: int = 148
+    size: int = 64
+    rows_per_shard: int = 2048
+    max_bad_share: float = 0.01
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a setting out of range."""
+        for name in ("crop", "size", "rows_per_shard"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it is at least 1")
+        if not 0 <= self.max_bad_share <= 1:
+            raise ValueError(f"max_bad_share is {self.max_bad_share}; it is a share between 0 and 1")
+
+    def describe(self) -> dict[str, int | str]:
+        """Returns the settings as the manifest records them."""
+        parts = {"crop": self.crop, "size": self.size, "rows_per_shard": self.rows_per_shard}
+        return {**parts, "filter": FILTER, "block_rows": BLOCK_ROWS}
+
+
+@dataclass(frozen=True)
+class PixelShardSpec:
+    """One pixel shard to write, self-contained: the photographs `names` in row order and what to do with them."""
+
+    split: str
+    index: int
+    names: tuple[str, ...]
+    images: str
+    folder: str
+    source_hash: str
+    out_dir: str
+    settings: PixelSettings
+
+
+def open_celeba(path: str | Path) -> CelebASource:
+    """Finds the photographs and the partition and lists them.
+
+    Args:
+        path: a folder that holds `img_align_celeba/` or `img_align_celeba.zip` (also inside `celeba/` or `Img/`), or
+            the path of either itself. `list_eval_partition.txt` or `.csv` lies beside it or in `Eval/`.
+
+    Raises:
+        ValueError: this is no CelebA (saying what was looked for and where), or a partition line makes no sense.
+    """
+    root = Path(path).expanduser().resolve()
+    images, folder, sizes = _find_images(root)
+    partition_path = _find_partition(images)
+    partition = _read_partition(partition_path)
+    problems = [Problem(name, None, "no line in the partition file") for name in sorted(sizes.keys() - partition)]
+    for name in sorted(partition.keys() - sizes):
+        problems.append(
+            Problem(name, SPLITS[partition[name]], "listed in the partition file, but there is no such image")
+        )
+    names = {
+        split: tuple(sorted(name for name in sizes if partition.get(name) == number))
+        for number, split in enumerate(SPLITS)
+    }
+    if not names["train"]:
+        raise ValueError(f"no image of {images} is in the train split of {partition_path}: do they belong together?")
+    digest = hashlib.sha256()
+    for line in [f"{name} {sizes[name]}" for name in sorted(sizes)] + [
+        f"{n} {partition[n]}" for n in sorted(partition)
+    ]:
+        digest.update(line.encode(errors="surrogateescape") + b"\n")
+    synthetic = any((place / MARKER).is_file() for place in (images.parent, partition_path.parent))
+    dataset = "synthetic-faces" if synthetic else "celeba"
+    return CelebASource(str(images), folder, dataset, names, tuple(problems), digest.hexdigest())
+
+
+def _find_images(root: Path) -> tuple[Path, str, dict[str, str]]:
+    """Returns path, folder inside the zip, and name -> "size crc" (zip) or "size" (folder)."""
+    places = [root]
+    for base in (root, root / "celeba", root / "Img"):
+        places += [base / IMAGES / IMAGES, base / IMAGES, base / f"{IMAGES}.zip"]
+    for place in places:
+        if place.is_dir():
+            with os.scandir(place) as entries:
+                sizes = {entry.name: str(entry.stat().st_size) for entry in entries if _is_photograph(entry.name)}
+            if sizes:
+                return place, "", sizes
+        elif place.is_file():
+            return place, *_list_zip(place)
+    looked = "\n".join(f"  {place}" for place in places)
+    raise ValueError(
+        f"{root} is no CelebA: neither a folder with .jpg files nor a zip was found among\n{looked}\n"
+        f"Give the folder that holds {IMAGES}/ or {IMAGES}.zip, or the path of either."
+    )
+
+
+def _is_photograph(name: str) -> bool:
+    return name.lower().endswith(".jpg") and not name.startswith(".")
+
+
+def _list_zip(path: Path) -> tuple[str, dict[str, str]]:
+    try:
+        members = _open_zip(path).infolist()
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path} is no CelebA: it is not a whole zip file ({error}); download it again") from error
+    folders: dict[str, dict[str, str]] = {}
+    for member in members:
+        folder, _, name = member.filename.rpartition("/")
+        if _is_photograph(name) and not folder.startswith("__MACOSX"):
+            folders.setdefault(folder, {})[name] = f"{member.file_size} {member.CRC:08x}"
+    if len(folders) != 1:
+        found = f"in {len(folders)} folders: {', '.join(sorted(folders)[:5])}" if folders else "nowhere"
+        raise ValueError(f"{path} is no CelebA: its .jpg files should be in one folder and are {found}")
+    return next(iter(folders.items()))
+
+
+def _find_partition(images: Path) -> Path:
+    places = [images.parent]
+    if images.parent.name in (IMAGES, "Img"):  # Kaggle's doubled folder, the authors' own layout
+        places += [images.parent.parent, images.parent.parent / "Eval"]
+    candidates = [place / f"{PARTITION}{suffix}" for place in places for suffix in (".txt", ".csv")]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    looked = "\n".join(f"  {candidate}" for candidate in candidates)
+    raise ValueError(f"the photographs {images} have no partition file; looked for\n{looked}\nPut it beside them.")
+
+
+def _read_partition(path: Path) -> dict[str, int]:
+    """Returns image name -> 0 (train), 1 (valid), 2 (test)."""
+    partition: dict[str, int] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        fields = line.replace(",", " ").split()
+        if not fields or (number == 1 and fields == ["image_id", "partition"]):
+            continue
+        if len(fields) != 2 or fields[1] not in ("0", "1", "2"):
+            raise ValueError(f"{path}, line {number}: {line[:80]!r} is not an image and its partition (0, 1 or 2)")
+        if partition.setdefault(fields[0], int(fields[1])) != int(fields[1]):
+            raise ValueError(f"{path}, line {number}: {fields[0]} is already in partition {partition[fields[0]]}")
+    return partition
+
+
+def _open_zip(path: Path) -> zipfile.ZipFile:
+    status = path.stat()
+    return _cached_zip(str(path), status.st_size, status.st_mtime_ns, os.getpid())
+
+
+@functools.lru_cache(maxsize=1)
+def _cached_zip(path: str, size: int, changed: int, process: int) -> zipfile.ZipFile:
+    # Kept open because listing 200 000 members takes longer than writing a shard; not across a fork, where the file
+    # position would be shared, nor after the file changed.
+    return zipfile.ZipFile(path)
+
+
+def _read_files(spec: PixelShardSpec) -> Iterator[bytes | str]:
+    """Yields the bytes of each photograph, or why there are none."""
+    path = Path(spec.images)
+    archive = None if path.is_dir() else _open_zip(path)
+    for name in spec.names:
+        try:
+            if archive is None:
+                yield (path / name).read_bytes()
+            else:
+                yield archive.read(f"{spec.folder}/{name}" if spec.folder else name)
+        except FileNotFoundError:
+            yield "was there when the data set was listed and is gone"
+        except _READ_ERRORS as error:
+            yield f"cannot be read from the zip: {error}"
+
+
+def crop_photograph(data: bytes, crop: int = 148, size: int = 64) -> np.ndarray:
+    """Returns the center of an image file, reduced: uint8 [size, size, 3], RGB.
+
+    Args:
+        data: the image file.
+        crop: side of the centered square, in pixels of the photograph. 148 of 178x218 begins at column 15, row 35.
+        size: side of the result; Pillow's bilinear filter, antialiased.
+
+    Raises:
+        ValueError: the file is broken, truncated, or smaller than the crop.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            width, height = image.size
+            if min(width, height) < crop:
+                raise ValueError(f"{width}x{height} is smaller than the crop of {crop}x{crop}")
+            left, top = (width - crop) // 2, (height - crop) // 2
+            center = image.convert("RGB").crop((left, top, left + crop, top + crop))
+    except _DECODE_ERRORS as error:
+        # Pillow names the buffer it read from, which differs from run to run; the manifest must not.
+        reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+        raise ValueError(reason) from error
+    return np.asarray(center.resize((size, size), Image.Resampling.BILINEAR))
+
+
+def plan_pixel_shards(
+    source: CelebASource, out_dir: str | Path, settings: PixelSettings | None = None
+) -> list[PixelShardSpec]:
+    """Returns one spec per shard, train first; any process may run any of them, in any order, with one result.
+
+    Raises:
+        BadImagesError: already more images are missing than the settings allow.
+    """
+    settings = settings or PixelSettings()
+    check_problems(source.problems, source.total, settings.max_bad_share)
+    out, step = str(Path(out_dir).resolve()), settings.rows_per_shard
+    return [
+        PixelShardSpec(
+            split, index, names[start : start + step], source.images, source.folder, source.content_hash, out, settings
+        )
+        for split, names in source.names.items()
+        for index, start in enumerate(range(0, len(names), step))
+    ]
+
+
+def write_pixel_shard(spec: PixelShardSpec) -> ShardResult:
+    """Writes one shard and its sidecar; does nothing if both are there from the same inputs and the sha256 fits.
+
+    Images that give no row are left out and named in the result; rows keep the order of `spec.names`.
+    """
+    out, name = Path(spec.out_dir), shard_name(spec.split, spec.index)
+    fingerprint = canonical_hash([spec.source_hash, spec.split, spec.index, spec.names, spec.settings.describe()])
+    done = read_sidecar(out, name, fingerprint)
+    if done is not None:
+        return done
+    rows = np.empty((len(spec.names), spec.settings.size, spec.settings.size, 3), np.uint8)
+    count, problems = 0, []
+    for photograph, data in zip(spec.names, _read_files(spec), strict=True):
+        try:
+            rows[count] = crop_photograph(data, spec.settings.crop, spec.settings.size)
+            count += 1
+        except ValueError as error:
+            problems.append(Problem(photograph, spec.split, str(error)))
+    out.mkdir(parents=True, exist_ok=True)
+    result = ShardResult(spec.split, spec.index, write_shard(out / name, rows[:count]), tuple(problems))
+    write_sidecar(out, fingerprint, result)
+    return result
+
+
+def finish_pixels(
+    source: CelebASource, out_dir: str | Path, specs: Sequence[PixelShardSpec], results: Sequence[ShardResult]
+) -> Manifest:
+    """Checks the share of bad images, writes the manifest and removes what killed runs left.
+
+    Raises:
+        BadImagesError: too many images are missing or broken; the shards stay, so that a repair costs little.
+    """
+    settings = specs[0].settings
+    ordered = order_results([shard_name(spec.split, spec.index) for spec in specs], results)
+    problems = source.problems + tuple(problem for result in ordered for problem in result.problems)
+    check_problems(problems, source.total, settings.max_bad_share)
+    shape = (settings.size, settings.size, 3)
+    manifest = Manifest(
+        "pixels", source.dataset, source.content_hash, settings.describe(), shape, build_splits(ordered), problems
+    )
+    return finish(Path(out_dir), manifest)
+
+
+def pixels_up_to_date(
+    source: CelebASource, out_dir: str | Path, settings: PixelSettings | None = None, verify: bool = False
+) -> Manifest | None:
+    """Returns the manifest if `out_dir` holds these pixels, every shard of its size (with `verify`: sha256); else None.
+
+    Raises:
+        BadImagesError: it does, but with more missing or broken images than the settings now allow.
+    """
+    settings = settings or PixelSettings()
+    manifest = find_finished(Path(out_dir), "pixels", source.content_hash, settings.describe(), verify)
+    if manifest is not None:
+        check_problems(manifest.problems, source.total, settings.max_bad_share)
+    return manifest

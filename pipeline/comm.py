@@ -1,0 +1,159 @@
+"""What workers say to one another: sum, gather, agree. With one worker each call is the identity.
+
+The only file that knows torch.distributed. Two properties make a run on N workers equal to a run on one, bit for bit:
+
+- Rows (data, particles) are dealt in fixed *blocks*; a worker owns a contiguous range of blocks, and a gather returns the
+  blocks in order, whoever owned them.
+- Sums do not depend on order or grouping. Floating-point addition does, so every partial sum is first rounded to a fixed
+  grid (multiples of 2^-36) in float64. Sums of grid values below 2^17 are exact in float64, hence associative: any
+  all-reduce gives the same bits. A NaN or an infinity passes through and is seen by all workers.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+GRID = 2.0**-36
+"""Spacing of the grid on which sums are exact. Gradients are stored as float32, whose own spacing at 1e-3 is 1e-10."""
+LIMIT = 2.0**15
+"""Partial sums must stay below this magnitude, or they would leave the grid."""
+_SNAP = 1.5 * 2.0**16  # float64 numbers near it are spaced by exactly GRID
+
+
+def split_rows(num_rows: int, num_blocks: int) -> list[int]:
+    """Rows of each of `num_blocks` blocks that share `num_rows`: as equal as can be, larger ones first; may hold zeros."""
+    base, extra = divmod(num_rows, num_blocks)
+    return [base + (block < extra) for block in range(num_blocks)]
+
+
+def snap_to_grid(values: Tensor) -> Tensor:
+    """`values` rounded to multiples of GRID, as float64; exact sums of them need |value| < LIMIT."""
+    return values.double().add_(_SNAP).sub_(_SNAP)
+
+
+class PendingGather(NamedTuple):
+    """A gather under way; `wait()` returns the gathered rows."""
+
+    out: Tensor
+    rows_per_rank: list[int]
+    work: "dist.Work | None"
+
+    def wait(self) -> Tensor:
+        """The rows of all workers in order of rank, [sum(rows_per_rank), ...]."""
+        if self.work is None:
+            return self.out
+        self.work.wait()
+        padded = max(self.rows_per_rank)
+        parts = [self.out[r * padded : r * padded + n] for r, n in enumerate(self.rows_per_rank) if n]
+        return torch.cat(parts)
+
+
+class Comm:
+    """One worker's view of the group: its rank, the number of workers, and the collectives."""
+
+    def __init__(self, rank: int = 0, world_size: int = 1, device: torch.device | str = "cpu"):
+        self.rank = rank
+        self.world_size = world_size
+        self.device = torch.device(device)
+
+    @classmethod
+    def current(cls, device: torch.device | str = "cpu") -> "Comm":
+        """The initialized process group of torch.distributed, or a group of one when there is none."""
+        if dist.is_available() and dist.is_initialized():
+            return cls(dist.get_rank(), dist.get_world_size(), device)
+        return cls(device=device)
+
+    @property
+    def is_first(self) -> bool:
+        """True on the one worker that writes files and reports."""
+        return self.rank == 0
+
+    def blocks_of(self, rank: int, num_blocks: int) -> range:
+        """The contiguous blocks of a worker; empty for some workers when there are fewer blocks than workers."""
+        shares = split_rows(num_blocks, self.world_size)
+        start = sum(shares[:rank])
+        return range(start, start + shares[rank])
+
+    def my_blocks(self, num_blocks: int) -> range:
+        """The contiguous blocks of this worker."""
+        return self.blocks_of(self.rank, num_blocks)
+
+    def rows_per_rank(self, block_rows: list[int]) -> list[int]:
+        """Rows that each worker holds when block b has block_rows[b] rows."""
+        return [sum(block_rows[b] for b in self.blocks_of(r, len(block_rows))) for r in range(self.world_size)]
+
+    def sum_(self, buffer: Tensor) -> Tensor:
+        """Sum of `buffer` over the workers, in place. Order-free when the values come from `snap_to_grid`."""
+        if self.world_size > 1:
+            dist.all_reduce(buffer)
+        return buffer
+
+    def gather_async(self, rows: Tensor, rows_per_rank: list[int]) -> PendingGather:
+        """Start to gather `rows` [rows_per_rank[rank], ...] of all workers; the caller may compute meanwhile."""
+        if self.world_size == 1:
+            return PendingGather(rows, rows_per_rank, None)
+        padded = max(rows_per_rank)
+        mine = rows.new_zeros((padded, *rows.shape[1:]))
+        mine[: len(rows)] = rows
+        out = rows.new_empty((padded * self.world_size, *rows.shape[1:]))
+        return PendingGather(out, rows_per_rank, dist.all_gather_into_tensor(out, mine, async_op=True))
+
+    def gather(self, rows: Tensor, rows_per_rank: list[int]) -> Tensor:
+        """The rows of all workers in order of rank, on every worker."""
+        return self.gather_async(rows, rows_per_rank).wait()
+
+    def any(self, flag: bool) -> bool:
+        """True on every worker when `flag` is true on at least one."""
+        if self.world_size == 1:
+            return flag
+        flags = torch.tensor([float(flag)], device=self.device)
+        dist.all_reduce(flags)
+        return bool(flags.item())
+
+    def from_first(self, value: int) -> int:
+        """The first worker's `value`, on every worker."""
+        if self.world_size == 1:
+            return value
+        box = torch.tensor([value], dtype=torch.int64, device=self.device)
+        dist.broadcast(box, src=0)
+        return int(box.item())
+
+
+class ExactSum:
+    """Named sums over blocks and workers in one flat float64 buffer and one all-reduce; the same bits for any grouping."""
+
+    def __init__(self, shapes: dict[str, torch.Size | tuple[int, ...]], device: torch.device | str = "cpu"):
+        sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+        self.buffer = torch.zeros(sum(sizes.values()), dtype=torch.float64, device=device)
+        self.parts: dict[str, Tensor] = {}
+        start = 0
+        for name, shape in shapes.items():
+            self.parts[name] = self.buffer[start : start + sizes[name]].view(shape)
+            start += sizes[name]
+
+    def zero_(self) -> None:
+        """Forget what was added."""
+        self.buffer.zero_()
+
+    def add_(self, partial: dict[str, Tensor]) -> None:
+        """Add one block's partial sums."""
+        for name, value in partial.items():
+            self.parts[name].add_(snap_to_grid(value))
+
+    def reduce(self, comm: Comm) -> dict[str, Tensor]:
+        """The sums over all workers, float64 views of the buffer (valid until the next `zero_`)."""
+        comm.sum_(self.buffer)
+        return self.parts
+
+    def first_bad(self) -> str | None:
+        """Name of the first sum that is not finite or has outgrown the exact range, or None; the same on all workers."""
+        low, high = torch.aminmax(self.buffer)
+        if -LIMIT < float(low) and float(high) < LIMIT:  # false for NaN too
+            return None
+        for name, part in self.parts.items():
+            if not bool((part.abs() < LIMIT).all()):
+                return name
+        raise AssertionError("the buffer holds a value outside the range, yet no part does")

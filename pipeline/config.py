@@ -1,0 +1,410 @@
+"""The settings of a run: frozen dataclasses, one key space of dotted paths, every value checked when it is made.
+
+A run is defined by its RunConfig alone: sizes are global, so the number of workers, the kind of device and the places
+of files are arguments of the job and never appear here. `critic.num_neighbors` is the same word in `--set`, in a sweep's
+space, in MLflow's params and in error messages.
+"""
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+CONFIG_VERSION = 1
+"""Written into every saved config; a reader refuses a version it does not know."""
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be: says which key, its value, what is allowed."""
+
+
+def _require(ok: bool, key: str, value: object, allowed: str) -> None:
+    if not ok:
+        raise ConfigError(f"{key} = {value!r}: must be {allowed}")
+
+
+UnitKind = Literal["bernoulli", "gaussian", "onehot"]
+
+
+@dataclass(frozen=True)
+class RBMConfig:
+    """A restricted Boltzmann machine (Eq. 1)."""
+
+    num_visible: int = 1024
+    num_hidden: int = 512
+    visible_units: UnitKind = "gaussian"
+    hidden_units: UnitKind = "bernoulli"
+    initial_std: float = 0.5
+    """Standard deviation of a Gaussian visible unit at the start, as a share of its standard deviation in the data. At 1
+    the likelihood is flat to second order in the weights (a saddle); at 0.5 it is not."""
+    min_std: float = 0.01
+    """Floor of a Gaussian unit's standard deviation: the log-variance is clamped at 2 log(min_std) after each update."""
+    center_visible: bool = False
+    """Offsets of the visible units: the data mean, constant."""
+    center_hidden: bool = False
+    """Offsets of the hidden units: a moving average of their mean activation on the data (see centering_rate)."""
+    centering_rate: float = 0.01
+    """Share of the new batch mean in the moving average of hidden offsets, per update."""
+
+    def __post_init__(self) -> None:
+        _require(self.num_visible >= 1, "model.num_visible", self.num_visible, "at least 1")
+        _require(self.num_hidden >= 1, "model.num_hidden", self.num_hidden, "at least 1")
+        _require(0 < self.initial_std <= 2, "model.initial_std", self.initial_std, "in (0, 2]")
+        _require(0 < self.min_std < 1, "model.min_std", self.min_std, "in (0, 1)")
+        _require(0 < self.centering_rate <= 1, "model.centering_rate", self.centering_rate, "in (0, 1]")
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """The paper's convolutional autoencoder, 3x64x64 -> 32x32x32 -> 64x16x16 -> 64x8x8 -> 64x4x4 = 1024 and back."""
+
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of convolutions in training and encoding. `auto`: bfloat16 where the device computes it natively, else float32;
+    the choice is recorded, since it changes bits."""
+    num_blocks: int = 4
+    """Fixed blocks of rows into which every batch is dealt (at most this many workers have work)."""
+    flip: bool = True
+    """Mirror each training image with probability 1/2."""
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.num_blocks <= 1024, "model.num_blocks", self.num_blocks, "1 to 1024")
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    """Persistent chains and how they move (Algorithms 1 and 2)."""
+
+    num_chains: int = 128
+    gibbs_steps: int = 100
+    """Sweeps of block Gibbs per update (k)."""
+    beta_std: float = 0.95
+    """Standard deviation of the inverse temperature's stationary law; 0 is plain Gibbs, bit for bit."""
+    beta_momentum: float = 0.9
+    """Lag-1 autocorrelation (phi) of the inverse temperature."""
+    min_beta: float = 1e-3
+    """Guard: a sweep uses max(beta, min_beta), since a Gaussian unit has variance sigma^2 / beta. The process itself is
+    not touched, so the law in use is the Gamma law clipped from below."""
+    statistics_sweeps: int = 1
+    """Sweeps at beta = 1 on a copy of the chains before the statistics are taken; 0 is the paper, 1 removes the bias of
+    a learned sigma."""
+    num_blocks: int = 4
+    """Fixed blocks into which chains and batches are dealt; at most this many workers have work. More blocks are smaller
+    and cost some speed of the matrix products; the number is part of what defines the run."""
+    initial_chains: Literal["data", "wide"] = "data"
+    """Where chains start: at random rows of the data, or wide: Gaussian with the data's mean and sd per unit (Bernoulli
+    units: the data's mean)."""
+
+    def __post_init__(self) -> None:
+        _require(self.num_chains >= 2, "sampler.num_chains", self.num_chains, "at least 2")
+        _require(self.gibbs_steps >= 1, "sampler.gibbs_steps", self.gibbs_steps, "at least 1")
+        _require(0 <= self.beta_std < 1, "sampler.beta_std", self.beta_std, "in [0, 1)")
+        _require(0 <= self.beta_momentum < 1, "sampler.beta_momentum", self.beta_momentum, "in [0, 1)")
+        _require(0 < self.min_beta < 1, "sampler.min_beta", self.min_beta, "in (0, 1)")
+        _require(self.statistics_sweeps >= 0, "sampler.statistics_sweeps", self.statistics_sweeps, "at least 0")
+        _require(
+            1 <= self.num_blocks <= self.num_chains, "sampler.num_blocks", self.num_blocks, "1 to sampler.num_chains"
+        )
+
+
+@dataclass(frozen=True)
+class CriticConfig:
+    """Nearest-neighbor critic on the memory of the previous step (Eq. 12, 15, 16)."""
+
+    weighting: Literal["distance", "uniform"] = "distance"
+    """distance: Eq. 16; uniform: Eq. 15."""
+    num_neighbors: int = 5
+    epsilon: float = 0.1
+    """Added to a distance before it is inverted (Eq. 16). The paper gives no value; 1e-6 and 0.1 gave the same results
+    on mixtures, and distances between 512 hidden activations are several units."""
+    form: Literal["linear", "log"] = "linear"
+    """linear: T = 2p - 1 (Eq. 12); log: T = log 2 + log p, with p at least min_probability."""
+    min_probability: float = 0.05
+    """Floor of p in the log form: a neighborhood without data has p = 0."""
+    feature: Literal["hidden_mean", "hidden_sample", "visible"] = "hidden_mean"
+    """What the critic sees. With hidden_sample the negative statistics use that same sample."""
+    search: Literal["auto", "faiss", "torch"] = "auto"
+    """Backend of the k-nearest search; auto takes the faster of the two on this machine, all workers alike."""
+    exclude_own_chain: bool = False
+    """Hide a chain's own previous state from it (the paper does not)."""
+
+    def __post_init__(self) -> None:
+        _require(self.num_neighbors >= 1, "critic.num_neighbors", self.num_neighbors, "at least 1")
+        _require(self.epsilon > 0, "critic.epsilon", self.epsilon, "positive")
+        _require(0 < self.min_probability <= 0.5, "critic.min_probability", self.min_probability, "in (0, 0.5]")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam. `paysage` is the authors' library's variant: constant bias corrections, moments that start at the first
+    gradient; in steady state its steps are sqrt(1 - beta2) / (1 - beta1) times those of standard Adam.
+    """
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    convention: Literal["standard", "paysage"] = "standard"
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.beta1 < 1, "optimizer.beta1", self.beta1, "in [0, 1)")
+        _require(0 <= self.beta2 < 1, "optimizer.beta2", self.beta2, "in [0, 1)")
+        _require(self.epsilon > 0, "optimizer.epsilon", self.epsilon, "positive")
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """lr(t) = initial / (1 + decay * t), t in whole decay units since the phase began.
+
+    `paysage` is the authors' library's rule, initial / (1 + decay * initial * t).
+    """
+
+    initial: float = 1e-3
+    decay: float = 0.1
+    decay_updates: int | None = None
+    """Updates in one decay unit; None: one epoch (times epochs_scale)."""
+    convention: Literal["standard", "paysage"] = "standard"
+
+    def __post_init__(self) -> None:
+        _require(self.initial > 0, "learning_rate.initial", self.initial, "positive")
+        _require(self.decay >= 0, "learning_rate.decay", self.decay, "at least 0")
+        _require(
+            self.decay_updates is None or self.decay_updates >= 1, "decay_updates", self.decay_updates, "at least 1"
+        )
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """lr from `initial` to zero along half a cosine over the phase, after a linear warm-up."""
+
+    initial: float = 2e-3
+    warmup_updates: int = 50
+
+    def __post_init__(self) -> None:
+        _require(self.initial > 0, "learning_rate.initial", self.initial, "positive")
+        _require(self.warmup_updates >= 0, "learning_rate.warmup_updates", self.warmup_updates, "at least 0")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training: its length, in epochs or in updates (one of the two), gamma, and the learning rate."""
+
+    epochs: float | None = None
+    updates: int | None = None
+    gamma: float = 1.0
+    """Weight of the likelihood; 1 - gamma is the adversary's (Eq. 9)."""
+    learning_rate: PowerLaw | Cosine = field(default_factory=PowerLaw)
+
+    def __post_init__(self) -> None:
+        _require(
+            (self.epochs is None) != (self.updates is None),
+            "schedules.<phase>.epochs, updates",
+            (self.epochs, self.updates),
+            "exactly one of the two, the other null",
+        )
+        _require((self.epochs or 0) >= 0 and (self.updates or 0) >= 0, "schedules.<phase>", self, "of length >= 0")
+        _require(0 <= self.gamma <= 1, "schedules.<phase>.gamma", self.gamma, "in [0, 1]")
+
+    def num_updates(self, steps_per_epoch: int, epochs_scale: float) -> int:
+        """Updates of this phase, rounded; never scaled below 1 unless its length is 0."""
+        length = self.updates if self.epochs is None else self.epochs * steps_per_epoch
+        assert length is not None
+        return max(1, round(length * epochs_scale)) if length else 0
+
+
+@dataclass(frozen=True)
+class Schedules:
+    """The phases in their order: maximum likelihood, then the adversary. An autoencoder has the first only."""
+
+    likelihood: Phase = field(default_factory=lambda: Phase(epochs=10))
+    adversarial: Phase = field(default_factory=lambda: Phase(updates=0, gamma=0.1))
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """How rows become batches."""
+
+    batch_size: int = 128
+
+    def __post_init__(self) -> None:
+        _require(self.batch_size >= 1, "data.batch_size", self.batch_size, "at least 1")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Held-out monitors. The sampling protocols themselves are fixed (pipeline/samplers/protocols.py)."""
+
+    every_updates: int = 500
+    num_rows: int = 500
+    """Rows of data and of model in each comparison (or the whole held-out split when it is smaller). Unequal or small
+    numbers shift every estimate: compare only values with equal numbers."""
+    num_neighbors: int = 5
+    """Of the kNN estimate of the KL divergence (Eq. 17)."""
+    num_components: int = 100
+    """Principal components of the training rows in which Frechet distance, precision and recall are computed."""
+    selection_metric: str = "frechet_latent"
+    """What decides between models: smaller is better."""
+
+    def __post_init__(self) -> None:
+        _require(self.every_updates >= 1, "evaluation.every_updates", self.every_updates, "at least 1")
+        _require(self.num_rows >= 8, "evaluation.num_rows", self.num_rows, "at least 8")
+        _require(self.num_neighbors >= 1, "evaluation.num_neighbors", self.num_neighbors, "at least 1")
+        _require(self.num_components >= 1, "evaluation.num_components", self.num_components, "at least 1")
+        _require(
+            self.selection_metric in ("frechet_latent", "kl_forward", "kl_reverse", "kl_sum", "reconstruction_mse"),
+            "evaluation.selection_metric",
+            self.selection_metric,
+            "frechet_latent, kl_forward, kl_reverse, kl_sum or reconstruction_mse",
+        )
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When the whole state is written, and how many of the newest are kept."""
+
+    every_updates: int = 500
+    keep: int = 2
+    log_every_updates: int = 25
+    """Updates between two rows of metrics (and looks at a stop request)."""
+
+    def __post_init__(self) -> None:
+        _require(self.every_updates >= 1, "checkpoint.every_updates", self.every_updates, "at least 1")
+        _require(self.keep >= 2, "checkpoint.keep", self.keep, "at least 2 (the newest may turn out damaged)")
+        _require(self.log_every_updates >= 1, "checkpoint.log_every_updates", self.log_every_updates, "at least 1")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that defines a run. `sampler` and `critic` belong to a BEAM; an autoencoder has none."""
+
+    name: str
+    seed: int = 0
+    epochs_scale: float = 1.0
+    """Multiplies the length of every phase (and the decay unit of a learning rate that decays per epoch)."""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: RBMConfig | AutoencoderConfig = field(default_factory=RBMConfig)
+    sampler: SamplerConfig | None = field(default_factory=SamplerConfig)
+    critic: CriticConfig | None = field(default_factory=CriticConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedules: Schedules = field(default_factory=Schedules)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    def __post_init__(self) -> None:
+        _require(self.epochs_scale > 0, "epochs_scale", self.epochs_scale, "positive")
+        _require(0 <= self.seed < 2**31, "seed", self.seed, "in [0, 2^31)")
+        if isinstance(self.model, RBMConfig):
+            _require(self.sampler is not None, "sampler", None, "set: an RBM is trained with chains")
+            needs_critic = self.schedules.likelihood.gamma < 1 or self.schedules.adversarial.gamma < 1
+            _require(not needs_critic or self.critic is not None, "critic", None, "set when a phase has gamma < 1")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-able dict; where a field may hold several dataclasses, `kind` names the one."""
+        return {"config_version": CONFIG_VERSION, **_to_dict(self)}
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> "RunConfig":
+        """The config that `to_dict` wrote. Raises ConfigError on an unknown version, key or kind, or a wrong type."""
+        values = dict(values)
+        version = values.pop("config_version", None)
+        _require(version == CONFIG_VERSION, "config_version", version, f"{CONFIG_VERSION} (the only one known here)")
+        return _from_dict(RunConfig, values, "")
+
+    def override(self, settings: dict[str, Any]) -> "RunConfig":
+        """A copy with values replaced by dotted key, as `{"critic.num_neighbors": 10}`; text is read as JSON first."""
+        tree = self.to_dict()
+        keys = flatten(tree)
+        for key, value in settings.items():
+            parts = key.split(".")
+            node: Any = tree
+            for part in parts[:-1]:
+                node = node.get(part) if isinstance(node, dict) else None
+            if not isinstance(node, dict) or parts[-1] not in node or isinstance(node[parts[-1]], dict):
+                near = difflib.get_close_matches(key, keys, n=1, cutoff=0.0)
+                raise ConfigError(f"unknown setting {key!r}; the nearest is {near[0]!r} (see `--show` for all of them)")
+            node[parts[-1]] = _parse(value) if isinstance(value, str) else value
+        return RunConfig.from_dict(tree)
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of a nested dict by dotted key."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            leaves.update(flatten(value, f"{prefix}{key}."))
+        else:
+            leaves[f"{prefix}{key}"] = value
+    return leaves
+
+
+def parse_settings(items: list[str]) -> dict[str, str]:
+    """`["a.b=1"]` -> `{"a.b": "1"}`. Raises ConfigError on an item without `=`."""
+    settings = {}
+    for item in items:
+        key, sep, value = item.partition("=")
+        _require(bool(sep), "--set", item, "KEY=VALUE, for instance critic.num_neighbors=10")
+        settings[key.strip()] = value.strip()
+    return settings
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return {"None": None, "True": True, "False": False}.get(text, text)
+
+
+def _to_dict(config: Any) -> dict[str, Any]:
+    hints = typing.get_type_hints(type(config))
+    out: dict[str, Any] = {}
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            tag = {"kind": type(value).__name__} if len(_dataclasses_in(hints[f.name])) > 1 else {}
+            out[f.name] = {**tag, **_to_dict(value)}
+        else:
+            out[f.name] = value
+    return out
+
+
+def _dataclasses_in(hint: Any) -> list[type]:
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return [t for t in options if dataclasses.is_dataclass(t) and isinstance(t, type)]
+
+
+def _from_dict(cls: type, values: dict[str, Any], prefix: str) -> Any:
+    hints = typing.get_type_hints(cls)
+    names = [f.name for f in dataclasses.fields(cls)]
+    for key in values:
+        if key not in names:
+            near = difflib.get_close_matches(key, names, n=1, cutoff=0.0)
+            raise ConfigError(f"unknown setting {prefix + key!r}; the nearest is {prefix + near[0]!r}")
+    return cls(**{key: _value(hints[key], value, prefix + key) for key, value in values.items()})
+
+
+def _value(hint: Any, value: Any, key: str) -> Any:
+    classes = _dataclasses_in(hint)
+    if isinstance(value, dict) and classes:
+        value = dict(value)
+        kind = value.pop("kind", classes[0].__name__ if len(classes) == 1 else None)
+        chosen = next((c for c in classes if c.__name__ == kind), None)
+        _require(chosen is not None, f"{key}.kind", kind, " or ".join(c.__name__ for c in classes))
+        assert chosen is not None
+        return _from_dict(chosen, value, f"{key}.")
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for option in options:
+        if typing.get_origin(option) is Literal:
+            if value in typing.get_args(option):
+                return value
+        elif option is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        elif isinstance(option, type) and isinstance(value, option) and (option is bool or not isinstance(value, bool)):
+            return value
+    allowed = [
+        " or ".join(map(repr, typing.get_args(o)))
+        if typing.get_origin(o) is Literal
+        else getattr(o, "__name__", str(o))
+        for o in options
+    ]
+    raise ConfigError(f"{key} = {value!r}: must be {' or '.join(allowed)}")

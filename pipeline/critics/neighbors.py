@@ -1,0 +1,101 @@
+"""Nearest-neighbor critics (Eq. 15, 16): how much more often the neighbors of a particle are data than model."""
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.comm import Comm
+from pipeline.config import CriticConfig
+from pipeline.critics.faiss_search import MissingFaiss, search_faiss
+from pipeline.critics.memory import Memory
+from pipeline.critics.search import search_torch
+
+Search = Callable[[Tensor, Tensor, int], Tensor]
+BACKENDS: dict[str, Search] = {"torch": search_torch, "faiss": search_faiss}
+
+_log = logging.getLogger(__name__)
+
+
+def choose_backend(config: CriticConfig, queries: int, rows: int, features: int, comm: Comm) -> str:
+    """Name of the backend for searches of this shape, the same on all workers; `auto` times both on random rows.
+
+    A named backend is tried once, so that a missing faiss is an error at the start (MissingFaiss), not in mid-run.
+    """
+    generator = torch.Generator(device=comm.device).manual_seed(0)
+    x = torch.rand(queries, features, device=comm.device, generator=generator)
+    y = torch.rand(rows, features, device=comm.device, generator=generator)
+    if config.search != "auto":
+        BACKENDS[config.search](x, y, config.num_neighbors)
+        return config.search
+    seconds = {}
+    for name, search in BACKENDS.items():
+        try:
+            times = []
+            for _ in range(7):
+                start = time.perf_counter()
+                search(x, y, config.num_neighbors).cpu()
+                times.append(time.perf_counter() - start)
+            seconds[name] = sorted(times)[len(times) // 2]
+        except MissingFaiss:
+            continue
+    names = list(BACKENDS)
+    chosen = names[comm.from_first(names.index(min(seconds, key=lambda name: seconds[name])))]
+    measured = ", ".join(f"{name} {1e3 * s:.2f} ms" for name, s in seconds.items())
+    if comm.is_first:
+        _log.info(
+            "critic.search = auto: %s (%d queries, %d rows, %d features: %s)", chosen, queries, rows, features, measured
+        )
+    return chosen
+
+
+@dataclass(frozen=True)
+class NeighborCritic:
+    """T at query features against a memory, in [-1, 1] (linear form). T is a constant of the gradient: detached."""
+
+    config: CriticConfig
+    search: Search
+
+    @torch.no_grad()
+    def score(self, queries: Tensor, memory: Memory, first_particle: int | None = None) -> Tensor:
+        """T [q] of each query [q, F].
+
+        p = sum of w_i / n_class(i) over the data neighbors / the same sum over all k neighbors, with w_i = 1 (Eq. 15) or
+        1 / (d_i + epsilon) (Eq. 16) and n_class the class's number of rows in the memory; T = 2p - 1, or log 2 + log p.
+
+        The backend names the neighbors; their distances are computed here from the differences, because the expansion
+        that searches use is off by more than epsilon for a chain that hardly moved.
+
+        Args:
+            queries: features of particles (or any points).
+            memory: of the previous step.
+            first_particle: global index of the first query's chain; with `exclude_own_chain`, hides each chain's own
+                previous row.
+
+        Raises:
+            ValueError: when the memory has fewer rows than neighbors are asked for.
+        """
+        k, hide = self.config.num_neighbors, self.config.exclude_own_chain and first_particle is not None
+        if k + hide > len(memory.features):
+            raise ValueError(f"critic.num_neighbors = {k}, but the memory holds {len(memory.features)} rows; lower it")
+        if len(queries) == 0:
+            return queries.new_zeros(0)
+        rows = self.search(queries, memory.features, k + hide)
+        if hide:
+            assert first_particle is not None
+            own = memory.num_data + first_particle + torch.arange(len(queries), device=rows.device)
+            others = rows != own[:, None]
+            others[:, -1] &= ~others[:, :-1].all(1)  # own row not among them: drop the farthest instead
+            rows = rows[others].view(len(queries), k)
+        shares = memory.data_shares(rows)
+        if self.config.weighting == "distance":
+            differences = memory.features[rows] - queries[:, None, :]
+            shares = shares / (differences.square().sum(2).sqrt() + self.config.epsilon)
+        probability = shares.clamp(min=0).sum(1) / shares.abs().sum(1)
+        if self.config.form == "linear":
+            return 2 * probability - 1
+        return math.log(2) + probability.clamp(min=self.config.min_probability).log()

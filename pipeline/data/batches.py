@@ -1,0 +1,47 @@
+"""The one door through which the training loop gets rows: resident rows, global batches, dealt in blocks.
+
+The order of an epoch is a permutation that depends on (seed, epoch) alone, and a step's position on the step number
+alone, so a run resumes at any step with nothing to restore, and all workers agree without talking.
+"""
+
+import torch
+from torch import Tensor
+
+from pipeline.comm import split_rows
+from pipeline.streams import stream
+
+
+class Batches:
+    """Batches of `rows` [N, ...] of `batch_size` rows over all workers, reshuffled every epoch; the last may be smaller."""
+
+    def __init__(self, rows: Tensor, batch_size: int, seed: int, num_blocks: int):
+        if not 1 <= batch_size <= len(rows):
+            raise ValueError(
+                f"data.batch_size = {batch_size}: the data set has {len(rows)} rows; choose 1 to {len(rows)}"
+            )
+        self.rows = rows
+        self.batch_size = batch_size
+        self.seed = seed
+        self.num_blocks = num_blocks
+        self.steps_per_epoch = -(-len(rows) // batch_size)
+        self._epoch = -1
+        self._order = torch.empty(0, dtype=torch.int64)
+
+    def size(self, step: int) -> int:
+        """Rows of the global batch at `step`."""
+        start = (step % self.steps_per_epoch) * self.batch_size
+        return min(self.batch_size, len(self.rows) - start)
+
+    def block_rows(self, step: int) -> list[int]:
+        """Rows of each block of the batch at `step`; they sum to `size(step)`."""
+        return split_rows(self.size(step), self.num_blocks)
+
+    def block(self, step: int, block: int) -> Tensor:
+        """Rows of one block of the batch at `step`, a copy [block_rows(step)[block], ...]."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            order = torch.randperm(len(self.rows), generator=stream(self.seed, "data order", epoch))
+            self._order, self._epoch = order.to(self.rows.device), epoch
+        sizes = self.block_rows(step)
+        start = position * self.batch_size + sum(sizes[:block])
+        return self.rows[self._order[start : start + sizes[block]]]

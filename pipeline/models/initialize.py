@@ -1,0 +1,51 @@
+"""Starting values of an RBM from data: biases and scales from moments, weights from Glorot's rule."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from pipeline.config import RBMConfig
+from pipeline.models.rbm import RBM
+from pipeline.models.units import Gaussian
+from pipeline.streams import stream
+
+_ROWS_FOR_OFFSETS = 4096
+
+
+@torch.no_grad()
+def initialize_rbm(config: RBMConfig, data: Tensor, seed: int, device: torch.device | str = "cpu") -> RBM:
+    """An RBM on `device` with data-driven starting values.
+
+    Weights ~ N(0, 2 / (V + H)); hidden biases 0. Gaussian visible units: bias = mean, standard deviation =
+    initial_std * sd of the data (at least min_std). Bernoulli: bias = logit(mean); one-hot: bias = log(mean).
+    Centered layers: visible offset = data mean, hidden offset = mean of E[h | v] on (the first 4096 rows of) the data.
+
+    Args:
+        config: sizes and kinds.
+        data: training rows [N, V]; whitened where they are latents.
+        seed: of the run; the weights have a stream of their own.
+        device: where the model lives.
+    """
+    if data.shape[1] != config.num_visible:
+        raise ValueError(
+            f"model.num_visible = {config.num_visible}, but the data have {data.shape[1]} columns; set it to that"
+        )
+    rbm = RBM(config, dtype=data.dtype)
+    noise = torch.empty(rbm.weights.shape, dtype=data.dtype).normal_(generator=stream(seed, "initial weights"))
+    rbm.weights.copy_(noise * math.sqrt(2 / (config.num_visible + config.num_hidden)))
+    mean = data.double().mean(0)
+    if isinstance(rbm.visible, Gaussian):
+        std = (config.initial_std * data.double().std(0)).clamp(min=config.min_std)
+        rbm.visible.bias.copy_(mean)
+        rbm.visible.log_variance.copy_(2 * std.log())
+    elif config.visible_units == "bernoulli":
+        rbm.visible.bias.copy_(torch.logit(mean, eps=0.01))
+    else:
+        rbm.visible.bias.copy_(mean.clamp(min=0.01 / len(mean)).log())
+    if config.center_visible:
+        rbm.visible.offset.copy_(mean)
+    if config.center_hidden:
+        rbm.hidden.offset.copy_(rbm.hidden_mean(data[:_ROWS_FOR_OFFSETS].cpu()).mean(0))
+    rbm.requires_grad_(False)
+    return rbm.to(device)

@@ -1,0 +1,163 @@
+"""Layers of units: Bernoulli, Gaussian and one-hot; what each contributes to the generic energy of Eq. 1.
+
+With x the states of a layer, s its variances (1 unless Gaussian), o its offsets (0 unless centered) and W the weights,
+
+    E(v, h) = self_energy(v) + self_energy(h) - scaled(v)^T W scaled(h),    scaled(x) = (x - o) / s.
+
+A layer sees the other only through its *field*, W^T scaled(v) or W scaled(h). `total` is bias + field: the logits of a
+Bernoulli or one-hot layer, the mean of a Gaussian one. beta multiplies the whole energy.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.config import UnitKind
+
+
+class Units(nn.Module):
+    """A layer of `size` units with biases [size] and constant offsets [size]."""
+
+    bias: nn.Parameter
+    offset: Tensor
+
+    def __init__(self, size: int, dtype: torch.dtype = torch.float32):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(size, dtype=dtype))
+        self.register_buffer("offset", torch.zeros(size, dtype=dtype))
+
+    def variance(self) -> Tensor | None:
+        """Variances s [size] that divide the states in the coupling; None stands for 1."""
+        return None
+
+    def scaled(self, x: Tensor) -> Tensor:
+        """(x - offset) / s, the form in which a state [rows, size] enters the coupling."""
+        shifted = x - self.offset
+        s = self.variance()
+        return shifted if s is None else shifted / s
+
+    def self_energy(self, x: Tensor) -> Tensor:
+        """-sum_i a_i(x_i) [rows] of states x [rows, size]."""
+        return -(x @ self.bias)
+
+    def mean(self, total: Tensor, beta: Tensor | float = 1.0) -> Tensor:
+        """E[x | total] [rows, size] at inverse temperature beta ([rows, 1] or a number)."""
+        raise NotImplementedError
+
+    def mean_variance(self) -> Tensor | None:
+        """Var[x | total] [size] where E[x^2] enters the energy (Gaussian); None where the energy is linear in x."""
+        return None
+
+    def sample_(self, total: Tensor, beta: Tensor | None, generator: torch.Generator | None) -> Tensor:
+        """A draw from p(x | total) [rows, size]; `total` is used as scratch. beta [rows, 1], None for 1."""
+        raise NotImplementedError
+
+    def log_partition(self, field: Tensor, beta: float = 1.0) -> Tensor:
+        """Log of sum or integral over x of exp(-beta (self_energy(x) - scaled(x).field)) [rows]; exact."""
+        raise NotImplementedError
+
+    def negative_energy_gradient(
+        self, x: Tensor, x_variance: Tensor | None, field: Tensor, weights: Tensor
+    ) -> dict[str, Tensor]:
+        """Weighted sums over rows of -dE/d(parameter of this layer).
+
+        Args:
+            x: states or conditional means [rows, size].
+            x_variance: conditional variances [size] when x is a mean and E is quadratic in it, else None.
+            field: [rows, size].
+            weights: [rows].
+        """
+        return {"bias": weights @ x}
+
+    @torch.no_grad()
+    def clamp_(self, min_std: float) -> None:
+        """Keep parameters in their range, after an update."""
+
+
+class Bernoulli(Units):
+    """Units in {0, 1}: a(x) = bias * x."""
+
+    def mean(self, total: Tensor, beta: Tensor | float = 1.0) -> Tensor:
+        return torch.sigmoid(total * beta)
+
+    def sample_(self, total: Tensor, beta: Tensor | None, generator: torch.Generator | None) -> Tensor:
+        if beta is not None:
+            total.mul_(beta)
+        total.sigmoid_()
+        return torch.empty_like(total).uniform_(generator=generator).lt_(total)
+
+    def log_partition(self, field: Tensor, beta: float = 1.0) -> Tensor:
+        return F.softplus(beta * (self.bias + field)).sum(1) - beta * (field @ self.offset)
+
+
+class OneHot(Units):
+    """One categorical variable as `size` units of which exactly one is 1 (a softmax layer)."""
+
+    def mean(self, total: Tensor, beta: Tensor | float = 1.0) -> Tensor:
+        return torch.softmax(total * beta, dim=1)
+
+    def sample_(self, total: Tensor, beta: Tensor | None, generator: torch.Generator | None) -> Tensor:
+        if beta is not None:
+            total.mul_(beta)
+        # argmax of logits + Gumbel noise is a draw from the softmax; Gumbel = -log(Exponential(1))
+        noise = torch.empty_like(total).exponential_(generator=generator).log_()
+        winner = total.sub_(noise).argmax(dim=1, keepdim=True)
+        return torch.zeros_like(total).scatter_(1, winner, 1.0)
+
+    def log_partition(self, field: Tensor, beta: float = 1.0) -> Tensor:
+        return torch.logsumexp(beta * (self.bias + field), dim=1) - beta * (field @ self.offset)
+
+
+class Gaussian(Units):
+    """Real units: a(x) = -(x - bias)^2 / (2 s), s = exp(log_variance), learned per unit.
+
+    Given its field, x ~ N(bias + field, s / beta): the mean does not move with beta, the variance does.
+    """
+
+    def __init__(self, size: int, dtype: torch.dtype = torch.float32):
+        super().__init__(size, dtype)
+        self.log_variance = nn.Parameter(torch.zeros(size, dtype=dtype))
+
+    def variance(self) -> Tensor:
+        return self.log_variance.exp()
+
+    def self_energy(self, x: Tensor) -> Tensor:
+        return ((x - self.bias) ** 2 / (2 * self.variance())).sum(1)
+
+    def mean(self, total: Tensor, beta: Tensor | float = 1.0) -> Tensor:
+        return total
+
+    def mean_variance(self) -> Tensor:
+        return self.variance()
+
+    def sample_(self, total: Tensor, beta: Tensor | None, generator: torch.Generator | None) -> Tensor:
+        noise = torch.empty_like(total).normal_(generator=generator).mul_((0.5 * self.log_variance).exp())
+        if beta is not None:
+            noise.mul_(beta.rsqrt())
+        return total.add_(noise)
+
+    def log_partition(self, field: Tensor, beta: float = 1.0) -> Tensor:
+        s = self.variance()
+        quadratic = ((self.bias - self.offset) * field + 0.5 * field**2) / s
+        return 0.5 * (math.log(2 * math.pi / beta) + self.log_variance).sum() + beta * quadratic.sum(1)
+
+    def negative_energy_gradient(
+        self, x: Tensor, x_variance: Tensor | None, field: Tensor, weights: Tensor
+    ) -> dict[str, Tensor]:
+        s = self.variance()
+        deviation = x - self.bias
+        square = deviation**2 if x_variance is None else deviation**2 + x_variance
+        return {
+            "bias": (weights @ deviation) / s,
+            "log_variance": (weights @ (0.5 * square - (x - self.offset) * field)) / s,
+        }
+
+    @torch.no_grad()
+    def clamp_(self, min_std: float) -> None:
+        self.log_variance.clamp_(min=2 * math.log(min_std))
+
+
+UNITS: dict[UnitKind, type[Units]] = {"bernoulli": Bernoulli, "gaussian": Gaussian, "onehot": OneHot}
+"""Unit kinds by the name they have in settings."""

@@ -1,0 +1,29 @@
+"""From the step of a phase to the value of its learning rate: pure functions of the settings."""
+
+import math
+
+from pipeline.config import Cosine, PowerLaw
+
+
+def learning_rate(rule: PowerLaw | Cosine, step: int, num_steps: int, decay_updates: int) -> float:
+    """Learning rate of update `step` (from 0) of a phase of `num_steps` updates.
+
+    PowerLaw: initial / (1 + decay t), or in paysage's convention initial / (1 + decay initial t), where t counts whole
+    decay units of `decay_updates` updates. Cosine: linear from initial / warmup to initial over the warm-up, then
+    initial (1 + cos(pi s)) / 2 with s from 0 to 1 over the rest; the last update is the last one above zero. The
+    warm-up takes at most half of the phase.
+
+    Args:
+        rule: the phase's rule; `rule.decay_updates` of a PowerLaw is the caller's to resolve.
+        step: update within the phase, in [0, num_steps).
+        num_steps: updates of the phase.
+        decay_updates: updates in one decay unit, at least 1; without a meaning for Cosine.
+    """
+    if isinstance(rule, PowerLaw):
+        units = step // decay_updates
+        rate = rule.decay * rule.initial if rule.convention == "paysage" else rule.decay
+        return rule.initial / (1 + rate * units)
+    warmup = min(rule.warmup_updates, num_steps // 2)
+    if step < warmup:
+        return rule.initial * (step + 1) / warmup
+    return rule.initial * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (num_steps - warmup)))

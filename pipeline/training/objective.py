@@ -1,0 +1,47 @@
+"""What the loop can train: anything with a step, a state and a held-out evaluation.
+
+All methods are collective: every worker calls them in the same order with the same arguments.
+"""
+
+from typing import Protocol
+
+from torch import Tensor
+
+
+class NonFinite(RuntimeError):
+    """A quantity became NaN, infinite or absurdly large; every worker raises it at the same step."""
+
+    def __init__(self, quantity: str, step: int):
+        super().__init__(
+            f"{quantity} is not finite (or beyond 32768) at step {step}: training has diverged. The last checkpoint is "
+            "untouched; lower the learning rate (schedules.*.learning_rate.initial) or raise model.*.min_std"
+        )
+        self.quantity = quantity
+        self.step = step
+
+
+class Objective(Protocol):
+    """A training objective: it owns the model, the optimizer, its data and its random streams."""
+
+    total_steps: int
+    """Number of parameter updates of the whole run."""
+
+    def step(self, step: int, measure: bool) -> dict[str, float]:
+        """One parameter update, the `step`-th from 0. Returns global numbers, the same on all workers.
+
+        With `measure` the numbers include the costlier ones (gradient norms, reconstruction error ...); the update
+        itself does not depend on it. Raises NonFinite, on all workers together, before the parameters change.
+        """
+        ...
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        """Held-out monitors after `step` updates, by fixed protocols and seeds; changes nothing of the run."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that the remaining steps depend on, as named CPU tensors, the same on all workers."""
+        ...
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Continue from `state`, on any number of workers. Raises ValueError on names or shapes that do not fit."""
+        ...

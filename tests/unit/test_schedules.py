@@ -1,0 +1,37 @@
+"""Learning rates: the two power laws at hand-computed steps, and the cosine's ends, middle and warm-up."""
+
+import pytest
+
+from pipeline.config import Cosine, PowerLaw
+from pipeline.schedules import learning_rate
+
+
+def test_power_law_steps_down_once_per_decay_unit() -> None:
+    rule = PowerLaw(initial=1e-3, decay=0.5)
+    rates = [learning_rate(rule, step, 100, 4) for step in (0, 3, 4, 7, 8)]
+    assert rates == pytest.approx([1e-3, 1e-3, 1e-3 / 1.5, 1e-3 / 1.5, 1e-3 / 2])
+
+
+def test_paysage_decays_by_decay_times_initial() -> None:
+    rule = PowerLaw(initial=0.01, decay=2.0, convention="paysage")
+    assert learning_rate(rule, 50, 100, 1) == pytest.approx(0.01 / (1 + 2.0 * 0.01 * 50))
+
+
+def test_cosine_warms_up_then_falls_to_zero() -> None:
+    rule = Cosine(initial=2.0, warmup_updates=10)
+    assert [learning_rate(rule, step, 110, 1) for step in (0, 4, 9, 10)] == pytest.approx([0.2, 1.0, 2.0, 2.0])
+    assert learning_rate(rule, 60, 110, 1) == pytest.approx(1.0)
+    rates = [learning_rate(rule, step, 110, 1) for step in range(10, 110)]
+    assert rates == sorted(rates, reverse=True)
+    assert 0 < rates[-1] < 0.001
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 7])
+def test_a_phase_shorter_than_the_warmup_still_rises_and_falls(num_steps: int) -> None:
+    rates = [learning_rate(Cosine(initial=1.0, warmup_updates=50), step, num_steps, 1) for step in range(num_steps)]
+    assert max(rates) == 1.0
+    assert min(rates) > 0
+
+
+def test_no_warmup_starts_at_the_initial_rate() -> None:
+    assert learning_rate(Cosine(initial=0.3, warmup_updates=0), 0, 5, 1) == 0.3
