@@ -18,9 +18,10 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -46,7 +47,7 @@ FILTER = (
     "bilinear"  # Pillow's: a triangle as wide as the reduction, so it antialiases; torchvision's Resize is the same
 )
 # What reading one member of a zip, and what decoding one file, is known to raise when the file is damaged.
-_READ_ERRORS = (FileNotFoundError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)
+_READ_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, TypeError, struct.error, Image.DecompressionBombError)
 
 
@@ -56,7 +57,7 @@ class CelebASource:
 
     Fields:
         images: absolute path of the folder or zip with the photographs.
-        folder: the folder inside the zip ("" at its root, and for a plain folder).
+        folder: prefix of the photographs in the zip, like "img_align_celeba/" ("" at its root and for a folder).
         dataset: "synthetic-faces" where the generator left its marker, else "celeba".
         names: split -> file names that are present, sorted. Rows of the shards follow this order.
         problems: images without a partition line, and lines without an image.
@@ -98,10 +99,11 @@ class PixelSettings:
         if not 0 <= self.max_bad_share <= 1:
             raise ValueError(f"max_bad_share is {self.max_bad_share}; it is a share between 0 and 1")
 
-    def describe(self) -> dict[str, int | str]:
-        """Returns the settings as the manifest records them."""
-        parts = {"crop": self.crop, "size": self.size, "rows_per_shard": self.rows_per_shard}
-        return {**parts, "filter": FILTER, "block_rows": BLOCK_ROWS}
+    def describe(self) -> dict[str, Any]:
+        """Returns the settings as the manifest records them: what decides the rows."""
+        recorded = {**asdict(self), "filter": FILTER, "block_rows": BLOCK_ROWS}
+        del recorded["max_bad_share"]
+        return recorded
 
 
 @dataclass(frozen=True)
@@ -143,14 +145,12 @@ def open_celeba(path: str | Path) -> CelebASource:
     }
     if not names["train"]:
         raise ValueError(f"no image of {images} is in the train split of {partition_path}: do they belong together?")
-    digest = hashlib.sha256()
-    for line in [f"{name} {sizes[name]}" for name in sorted(sizes)] + [
-        f"{n} {partition[n]}" for n in sorted(partition)
-    ]:
-        digest.update(line.encode(errors="surrogateescape") + b"\n")
+    lines = [f"{name} {sizes[name]}" for name in sorted(sizes)]
+    lines += [f"{name} {partition[name]}" for name in sorted(partition)]
+    digest = hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
     synthetic = any((place / MARKER).is_file() for place in (images.parent, partition_path.parent))
     dataset = "synthetic-faces" if synthetic else "celeba"
-    return CelebASource(str(images), folder, dataset, names, tuple(problems), digest.hexdigest())
+    return CelebASource(str(images), folder, dataset, names, tuple(problems), digest)
 
 
 def _find_images(root: Path) -> tuple[Path, str, dict[str, str]]:
@@ -161,12 +161,13 @@ def _find_images(root: Path) -> tuple[Path, str, dict[str, str]]:
     for place in places:
         if place.is_dir():
             with os.scandir(place) as entries:
-                sizes = {entry.name: str(entry.stat().st_size) for entry in entries if _is_photograph(entry.name)}
+                found = [entry for entry in entries if _is_photograph(entry.name) and entry.is_file()]
+                sizes = {entry.name: str(entry.stat().st_size) for entry in found}
             if sizes:
                 return place, "", sizes
         elif place.is_file():
             return place, *_list_zip(place)
-    looked = "\n".join(f"  {place}" for place in places)
+    looked = "\n".join(map(str, places))
     raise ValueError(
         f"{root} is no CelebA: neither a folder with .jpg files nor a zip was found among\n{looked}\n"
         f"Give the folder that holds {IMAGES}/ or {IMAGES}.zip, or the path of either."
@@ -179,12 +180,13 @@ def _is_photograph(name: str) -> bool:
 
 def _list_zip(path: Path) -> tuple[str, dict[str, str]]:
     try:
-        members = _open_zip(path).infolist()
+        members = _cached_zip(path, _stamp(path), os.getpid()).infolist()
     except zipfile.BadZipFile as error:
         raise ValueError(f"{path} is no CelebA: it is not a whole zip file ({error}); download it again") from error
     folders: dict[str, dict[str, str]] = {}
     for member in members:
-        folder, _, name = member.filename.rpartition("/")
+        name = member.filename.rpartition("/")[2]
+        folder = member.filename.removesuffix(name)
         if _is_photograph(name) and not folder.startswith("__MACOSX"):
             folders.setdefault(folder, {})[name] = f"{member.file_size} {member.CRC:08x}"
     if len(folders) != 1:
@@ -201,7 +203,7 @@ def _find_partition(images: Path) -> Path:
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    looked = "\n".join(f"  {candidate}" for candidate in candidates)
+    looked = "\n".join(map(str, candidates))
     raise ValueError(f"the photographs {images} have no partition file; looked for\n{looked}\nPut it beside them.")
 
 
@@ -219,41 +221,33 @@ def _read_partition(path: Path) -> dict[str, int]:
     return partition
 
 
-def _open_zip(path: Path) -> zipfile.ZipFile:
-    status = path.stat()
-    return _cached_zip(str(path), status.st_size, status.st_mtime_ns, os.getpid())
-
-
 @functools.lru_cache(maxsize=1)
-def _cached_zip(path: str, size: int, changed: int, process: int) -> zipfile.ZipFile:
-    # Kept open because listing 200 000 members takes longer than writing a shard; not across a fork, where the file
+def _cached_zip(path: Path, stamp: tuple[int, int] | None, process: int) -> zipfile.ZipFile:
+    # Kept open because listing 200 000 members takes seconds, more than a shard; not across a fork, where the file
     # position would be shared, nor after the file changed.
     return zipfile.ZipFile(path)
 
 
-def _read_files(spec: PixelShardSpec) -> Iterator[bytes | str]:
-    """Yields the bytes of each photograph, or why there are none."""
-    path = Path(spec.images)
-    archive = None if path.is_dir() else _open_zip(path)
-    for name in spec.names:
-        try:
-            if archive is None:
-                yield (path / name).read_bytes()
-            else:
-                yield archive.read(f"{spec.folder}/{name}" if spec.folder else name)
-        except FileNotFoundError:
-            yield "was there when the data set was listed and is gone"
-        except _READ_ERRORS as error:
-            yield f"cannot be read from the zip: {error}"
+def _read_photograph(path: Path, archive: zipfile.ZipFile | None, name: str) -> bytes:
+    try:
+        return (path / name).read_bytes() if archive is None else archive.read(name)
+    except (FileNotFoundError, KeyError) as error:
+        raise ValueError("was there when the data set was listed and is gone") from error
+    except _READ_ERRORS as error:
+        raise ValueError(f"cannot be read from the zip: {error}") from error
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        return path.stat().st_size, path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
 
 
 def crop_photograph(data: bytes, crop: int = 148, size: int = 64) -> np.ndarray:
-    """Returns the center of an image file, reduced: uint8 [size, size, 3], RGB.
+    """Returns the centered square of `crop` pixels of an image file, reduced to uint8 [size, size, 3] (RGB).
 
-    Args:
-        data: the image file.
-        crop: side of the centered square, in pixels of the photograph. 148 of 178x218 begins at column 15, row 35.
-        size: side of the result; Pillow's bilinear filter, antialiased.
+    148 of 178x218 begins at column 15, row 35. Reduced by Pillow's bilinear filter, which antialiases.
 
     Raises:
         ValueError: the file is broken, truncated, or smaller than the crop.
@@ -295,17 +289,23 @@ def plan_pixel_shards(
 def write_pixel_shard(spec: PixelShardSpec) -> ShardResult:
     """Writes one shard and its sidecar; does nothing if both are there from the same inputs and the sha256 fits.
 
-    Images that give no row are left out and named in the result; rows keep the order of `spec.names`.
+    Images without a row are named in the result; the others keep their order. Raises ValueError without a data set.
     """
-    out, name = Path(spec.out_dir), shard_name(spec.split, spec.index)
-    fingerprint = canonical_hash([spec.source_hash, spec.split, spec.index, spec.names, spec.settings.describe()])
+    out, name, path = Path(spec.out_dir), shard_name(spec.split, spec.index), Path(spec.images)
+    if not path.exists():
+        raise ValueError(f"{path} is not on this machine: every machine that writes shards has to see the data set")
+    archive = None if path.is_dir() else _cached_zip(path, _stamp(path), os.getpid())
+    # A folder's content hash misses a repair that keeps a file's size; the times of the shard's own files do not.
+    stamps = [_stamp(path / photograph) for photograph in spec.names] if archive is None else []
+    fingerprint = canonical_hash([spec.source_hash, spec.split, spec.names, stamps, spec.settings.describe()])
     done = read_sidecar(out, name, fingerprint)
     if done is not None:
         return done
     rows = np.empty((len(spec.names), spec.settings.size, spec.settings.size, 3), np.uint8)
     count, problems = 0, []
-    for photograph, data in zip(spec.names, _read_files(spec), strict=True):
+    for photograph in spec.names:
         try:
+            data = _read_photograph(path, archive, spec.folder + photograph)
             rows[count] = crop_photograph(data, spec.settings.crop, spec.settings.size)
             count += 1
         except ValueError as error:
@@ -345,6 +345,7 @@ def pixels_up_to_date(
     """
     settings = settings or PixelSettings()
     manifest = find_finished(Path(out_dir), "pixels", source.content_hash, settings.describe(), verify)
-    if manifest is not None:
-        check_problems(manifest.problems, source.total, settings.max_bad_share)
+    if manifest is None or manifest.dataset != source.dataset:
+        return None
+    check_problems(manifest.problems, source.total, settings.max_bad_share)
     return manifest

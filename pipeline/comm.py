@@ -31,7 +31,8 @@ def split_rows(num_rows: int, num_blocks: int) -> list[int]:
 
 def snap_to_grid(values: Tensor) -> Tensor:
     """`values` rounded to multiples of GRID, as float64; exact sums of them need |value| < LIMIT."""
-    return values.double().add_(_SNAP).sub_(_SNAP)
+    # a copy always: double() of float64 values would be the caller's own tensor
+    return values.to(torch.float64, copy=True).add_(_SNAP).sub_(_SNAP)
 
 
 class PendingGather(NamedTuple):
@@ -47,8 +48,7 @@ class PendingGather(NamedTuple):
             return self.out
         self.work.wait()
         padded = max(self.rows_per_rank)
-        parts = [self.out[r * padded : r * padded + n] for r, n in enumerate(self.rows_per_rank) if n]
-        return torch.cat(parts)
+        return torch.cat([self.out[r * padded : r * padded + n] for r, n in enumerate(self.rows_per_rank)])
 
 
 class Comm:
@@ -93,6 +93,7 @@ class Comm:
 
     def gather_async(self, rows: Tensor, rows_per_rank: list[int]) -> PendingGather:
         """Start to gather `rows` [rows_per_rank[rank], ...] of all workers; the caller may compute meanwhile."""
+        assert len(rows) == rows_per_rank[self.rank], (len(rows), rows_per_rank, self.rank)
         if self.world_size == 1:
             return PendingGather(rows, rows_per_rank, None)
         padded = max(rows_per_rank)

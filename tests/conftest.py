@@ -6,5 +6,5 @@ from pathlib import Path
 import torch
 
 torch.set_num_threads(1)
-for folder in ("exact", "distributed"):
+for folder in ("exact", "statistical", "distributed"):
     sys.path.insert(0, str(Path(__file__).parent / folder))

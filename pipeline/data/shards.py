@@ -18,7 +18,7 @@ import os
 import tarfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -82,16 +82,19 @@ class Manifest:
     settings: Mapping[str, Any]
     row_shape: tuple[int, ...]
     splits: Mapping[str, SplitEntry]
-    problems: tuple[Problem, ...] = field(default=())
+    problems: tuple[Problem, ...] = ()
     version: int = MANIFEST_VERSION
 
     def __post_init__(self) -> None:
-        """Refuses a kind that no reader knows and shard names that point out of their folder."""
+        """Refuses an unknown kind, shard names that point out of their folder, and row counts that do not add up."""
         if self.kind not in DTYPES:
             raise ShardError(f"manifest kind {self.kind!r} is unknown; the kinds are {', '.join(DTYPES)}")
-        for shard in (shard for split in self.splits.values() for shard in split.shards):
-            if Path(shard.name).name != shard.name:
-                raise ShardError(f"shard name {shard.name!r} in the manifest is not a plain file name")
+        for name, split in self.splits.items():
+            for shard in split.shards:
+                if Path(shard.name).name != shard.name:
+                    raise ShardError(f"shard name {shard.name!r} in the manifest is not a plain file name")
+            if (found := sum(shard.rows for shard in split.shards)) != split.rows:
+                raise ShardError(f"split {name!r} has {split.rows} rows, its shards have {found}; {_REPAIR}")
 
     @property
     def hash(self) -> str:
@@ -184,7 +187,7 @@ def write_shard(path: Path, rows: np.ndarray) -> ShardEntry:
     return ShardEntry(path.name, len(rows), path.stat().st_size, file_hash(path))
 
 
-def read_manifest(directory: Path) -> Manifest:
+def read_manifest(directory: str | Path) -> Manifest:
     """Returns the manifest of a folder of shards.
 
     Raises:
@@ -206,7 +209,7 @@ def read_manifest(directory: Path) -> Manifest:
     return manifest
 
 
-def check_shard(directory: Path, entry: ShardEntry, verify: bool = True) -> None:
+def check_shard(directory: str | Path, entry: ShardEntry, verify: bool = True) -> None:
     """Compares a shard's size, and with `verify` its sha256, with the manifest.
 
     Raises:
@@ -223,7 +226,7 @@ def check_shard(directory: Path, entry: ShardEntry, verify: bool = True) -> None
 
 
 def iterate_blocks(
-    directory: Path, manifest: Manifest, entry: ShardEntry, start: int, stop: int, verify: bool
+    directory: str | Path, manifest: Manifest, entry: ShardEntry, start: int, stop: int, verify: bool
 ) -> Iterator[np.ndarray]:
     """Yields rows [start, stop) of one shard in order, in arrays of at most 256 rows; stops reading at `stop`.
 
@@ -233,8 +236,6 @@ def iterate_blocks(
     check_shard(directory, entry, verify)
     path, dtype = Path(directory) / entry.name, DTYPES[manifest.kind]
     position = start - start % BLOCK_ROWS
-    if start >= stop:
-        return
     try:
         with path.open("rb") as file:
             first = f"{position // BLOCK_ROWS:06d}"
@@ -267,7 +268,7 @@ def find_split(manifest: Manifest, split: str) -> SplitEntry:
 
 
 def iterate_split(
-    directory: Path, manifest: Manifest, split: str, start: int, stop: int, verify: bool
+    directory: str | Path, manifest: Manifest, split: str, start: int, stop: int, verify: bool
 ) -> Iterator[np.ndarray]:
     """Yields rows [start, stop) of a split in order, opening only the shards that overlap them."""
     first = 0
@@ -278,7 +279,7 @@ def iterate_split(
         first += entry.rows
 
 
-def load_split(directory: Path, split: str, verify: bool = True) -> Tensor:
+def load_split(directory: str | Path, split: str, verify: bool = True) -> Tensor:
     """Returns all rows of a split in the manifest's order, resident: uint8 [N, size, size, 3] or float32 [N, F] (raw).
 
     `verify` compares each shard's sha256; sizes, shapes, row counts and finiteness are checked in any case.
@@ -293,24 +294,17 @@ def load_split(directory: Path, split: str, verify: bool = True) -> Tensor:
     for block in iterate_split(directory, manifest, split, 0, rows, verify):
         result[position : position + len(block)] = torch.from_numpy(block)
         position += len(block)
-    if position != rows:
-        raise ShardError(f"split {split!r} of {directory} has {position} rows in its shards, its manifest says {rows}")
     return result
 
 
-def count_steps(rows: int, batch_rows: int) -> int:
-    """Returns the number of global batches in one pass over `rows` rows; the last one may be smaller."""
-    return -(-rows // batch_rows)
-
-
 def iterate_rows(
-    directory: Path, split: str, rank: int, world_size: int, batch_rows: int, lanes: int = 12, verify: bool = True
+    directory: str | Path, split: str, rank: int, world_size: int, batch_rows: int, lanes: int = 12, verify: bool = True
 ) -> Iterator[Tensor]:
     """Yields this rank's share of each global batch of one pass, for sets that do not fit in memory.
 
     The split's rows are cut into `lanes` contiguous ranges, and each global batch takes the next few rows of every
     lane. A rank owns neighboring lanes, reads only the shards that overlap them and holds one block per lane. So for
-    any number of ranks there are exactly `count_steps(rows, batch_rows)` steps, every row comes once, and the ranks'
+    any number of ranks there are exactly ceil(rows / batch_rows) steps, every row comes once, and the ranks'
     shares of a step, one after another, are the same global batch. Rows are not shuffled: a batch mixes distant rows.
 
     Args:
@@ -378,7 +372,7 @@ class Whitening(NamedTuple):
         return latents * self.std + self.mean
 
 
-def read_whitening(directory: Path) -> Whitening:
+def read_whitening(directory: str | Path) -> Whitening:
     """Returns the train split's whitening from the manifest of a folder of latents.
 
     A feature that is constant on the train split (deviation below 1e-6 of the largest) gets 1 instead of its deviation:
@@ -395,13 +389,13 @@ def read_whitening(directory: Path) -> Whitening:
     return Whitening(torch.tensor(train.mean, dtype=torch.float64).float(), std.float())
 
 
-def load_latents(directory: Path, split: str, verify: bool = True) -> Tensor:
+def load_latents(directory: str | Path, split: str, verify: bool = True) -> Tensor:
     """Returns the raw latents float32 [N, F] of a split; raises ShardError as `load_split`, and for pixels."""
     _latent_manifest(directory)
     return load_split(directory, split, verify)
 
 
-def _latent_manifest(directory: Path) -> Manifest:
+def _latent_manifest(directory: str | Path) -> Manifest:
     manifest = read_manifest(directory)
     if manifest.kind != "latents":
         raise ShardError(f"{directory} holds {manifest.kind}, not latents; encode them with the prepare job")

@@ -71,9 +71,7 @@ def fit_principal_space(latents: Tensor, num_components: int = 100) -> Principal
         raise ValueError(
             f"num_components is {num_components}; latents of shape {tuple(latents.shape)} have between 1 and {limit}"
         )
-    vectors = torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, :num_components]
-    largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
-    return PrincipalSpace(mean, (vectors * largest.sign()).contiguous())
+    return PrincipalSpace(mean, _leading_components(covariance, num_components)[1])
 
 
 def project(space: PrincipalSpace, x: Tensor) -> Tensor:
@@ -175,7 +173,7 @@ def nearest_training_distance(samples: Tensor, train: Tensor) -> float:
 
 
 def memorization_ratio(samples: Tensor, heldout: Tensor, train: Tensor) -> float:
-    """Return nearest_training_distance(samples) / nearest_training_distance(heldout): 1 as new as held-out rows, 0 copies.
+    """Return the samples' nearest_training_distance over that of held-out rows: 1 as new as those, 0 copies.
 
     Raises:
         ValueError: as `nearest_training_distance`, and when the held-out rows are themselves training rows.
@@ -197,9 +195,8 @@ def total_variance_ratio(samples: Tensor, heldout: Tensor) -> float:
 
 
 def sample_full_gaussian(latents: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    """Draw n rows from the Gaussian with the mean and full covariance of `latents` [N, d]: [n, d], the latents' type."""
-    mean, covariance = _moments("latents", latents)
-    return _sample_leading(latents, mean, covariance, latents.shape[1], n, generator)
+    """Draw n rows from the Gaussian with the mean and covariance of `latents` [N, d]: [n, d], the latents' type."""
+    return sample_principal_gaussian(latents, n, generator, num_components=latents.shape[-1])
 
 
 def sample_principal_gaussian(latents: Tensor, n: int, generator: torch.Generator, num_components: int) -> Tensor:
@@ -220,9 +217,13 @@ def sample_principal_gaussian(latents: Tensor, n: int, generator: torch.Generato
         ValueError: on a wrong shape, values that are not finite, n < 1 or num_components outside 1..d.
     """
     if not 1 <= num_components <= latents.shape[-1]:
-        raise ValueError(f"num_components is {num_components}; latents of {latents.shape[-1]} columns have at most that")
+        raise ValueError(
+            f"num_components is {num_components}; latents of {latents.shape[-1]} columns have at most that"
+        )
     mean, covariance = _moments("latents", latents)
-    return _sample_leading(latents, mean, covariance, num_components, n, generator)
+    values, vectors = _leading_components(covariance, num_components)
+    drawn = _normal(n, num_components, generator, latents) * values.sqrt()
+    return (mean + drawn @ vectors.T).to(latents.dtype)
 
 
 def sample_independent_gaussian(latents: Tensor, n: int, generator: torch.Generator) -> Tensor:
@@ -274,13 +275,12 @@ def _covered_share(points: Tensor, centers: Tensor, num_neighbors: int) -> float
     return torch.cat(covered).double().mean().item()
 
 
-def _sample_leading(
-    latents: Tensor, mean: Tensor, covariance: Tensor, num_components: int, n: int, generator: torch.Generator
-) -> Tensor:
+def _leading_components(covariance: Tensor, num_components: int) -> tuple[Tensor, Tensor]:
+    """Return the largest eigenvalues [c], descending, and their eigenvectors [d, c] with the sign fixed."""
     values, vectors = torch.linalg.eigh(covariance)
     values, vectors = values.flip(0)[:num_components].clamp_min(0), vectors.flip(1)[:, :num_components]
-    vectors = vectors * vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
-    return (mean + (_normal(n, num_components, generator, latents) * values.sqrt()) @ vectors.T).to(latents.dtype)
+    largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
+    return values, (vectors * largest.sign()).contiguous()
 
 
 def _normal(n: int, columns: int, generator: torch.Generator, like: Tensor) -> Tensor:

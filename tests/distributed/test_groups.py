@@ -35,7 +35,8 @@ def test_results_come_in_order_of_rank(world_size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "says"), [("raise", "a reason to look for"), ("die", "exit codes by rank: .*3"), ("hang", "not done in time")]
+    ("kind", "says"),
+    [("raise", "a reason to look for"), ("die", "exit codes by rank: .*3"), ("hang", "not done in time")],
 )
 def test_a_failing_rank_ends_the_group_with_its_reason(kind: str, says: str) -> None:
     start = time.monotonic()

@@ -22,7 +22,9 @@ def autograd(rbm: RBM, value: torch.Tensor) -> dict[str, torch.Tensor]:
 def assert_same(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
     assert set(actual) == set(expected)
     for name in expected:
-        torch.testing.assert_close(actual[name], expected[name], rtol=0, atol=TOLERANCE, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            actual[name], expected[name], rtol=0, atol=TOLERANCE, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def some_data(rbm: RBM, rows: int = 7) -> torch.Tensor:

@@ -1,0 +1,108 @@
+"""Checkpoints: the whole state of a run in safetensors plus JSON, whole or absent, never pickle.
+
+<folder>/step_00001200/state.safetensors    every tensor the remaining steps depend on
+<folder>/step_00001200/meta.json            step, config, sha256 of the tensors, versions
+
+A checkpoint is written beside its place and renamed into it. One whose hash does not fit is passed over, loudly, for the
+one before.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+FORMAT_VERSION = 1
+_log = logging.getLogger(__name__)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used: says which, and why."""
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint read back."""
+
+    path: Path
+    step: int
+    """Updates made: the next one is number `step`."""
+    tensors: dict[str, Tensor]
+    meta: dict[str, Any]
+
+
+def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], meta: dict[str, Any], keep: int) -> Path:
+    """Write a checkpoint after `step` updates, then drop all but the newest `keep`. Returns its folder.
+
+    Call it on one worker. Killed at any moment, it leaves the old checkpoints as they were.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob(".writing-*"):
+        shutil.rmtree(leftover)
+    temporary = folder / f".writing-{os.getpid()}"
+    temporary.mkdir()
+    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary / "state.safetensors")
+    record = {
+        **meta,
+        "format_version": FORMAT_VERSION,
+        "step": step,
+        "sha256": _sha256(temporary / "state.safetensors"),
+    }
+    (temporary / "meta.json").write_text(json.dumps(record, indent=1))
+    for name in ("state.safetensors", "meta.json"):
+        _sync(temporary / name)
+    _sync(temporary)
+    final = folder / f"step_{step:08d}"
+    if final.exists():  # a rerun after a fallback to an older one: same step, same bits, or a damaged one
+        shutil.rmtree(final)
+    temporary.rename(final)
+    _sync(folder)
+    for old in sorted(folder.glob("step_*"))[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def load_latest(folder: Path) -> Checkpoint | None:
+    """The newest whole checkpoint in `folder`, or None. Damaged ones are named in a warning and passed over."""
+    for path in sorted(folder.glob("step_*"), reverse=True):
+        try:
+            return load_checkpoint(path)
+        except CheckpointError as error:
+            _log.warning("%s; going back to the checkpoint before it", error)
+    return None
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint in folder `path`. Raises CheckpointError when it is damaged, incomplete or of an unknown version."""
+    try:
+        meta = json.loads((path / "meta.json").read_text())
+        if meta["format_version"] != FORMAT_VERSION:
+            raise CheckpointError(
+                f"checkpoint {path} has format version {meta['format_version']}; this program knows {FORMAT_VERSION}"
+            )
+        found = _sha256(path / "state.safetensors")
+        if found != meta["sha256"]:
+            raise CheckpointError(
+                f"checkpoint {path} is damaged: sha256 is {found[:12]}, written was {meta['sha256'][:12]}"
+            )
+        return Checkpoint(path, int(meta["step"]), load_file(path / "state.safetensors"), meta)
+    except (OSError, KeyError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"checkpoint {path} is incomplete or unreadable ({error!r})") from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,65 @@
+"""Held-out monitors of a BEAM: how far samples by the fixed protocols are from held-out rows.
+
+All comparisons use E[v | h] of the last sweep (what a picture shows), equal numbers of data and model rows, and one seed.
+KL divergences are per dimension (nats / V), per minibatch and averaged, as in the paper.
+
+| key | samples |
+|---|---|
+| kl_forward, kl_reverse, frechet_latent, precision, recall, duplicates, variance_ratio | `driven` protocol |
+| fresh_kl_forward, fresh_kl_reverse, fresh_frechet_latent | `fresh` protocol |
+| persistent_kl_forward, persistent_kl_reverse | the training chains themselves |
+"""
+
+import torch
+from torch import Tensor
+
+from pipeline.comm import Comm
+from pipeline.config import EvaluationConfig
+from pipeline.metrics.divergences import forward_reverse_kl
+from pipeline.metrics.images import fit_principal_space, frechet_distance, project, score_latents
+from pipeline.models.rbm import RBM
+from pipeline.samplers.gibbs import ChainState
+from pipeline.samplers.protocols import DRIVEN, FRESH, WideStart, draw_samples
+
+SEED = 20_180_424
+"""Of every evaluation of every run: two models are compared on the same random numbers."""
+
+
+class Monitors:
+    """Distances between a model's samples and held-out rows; fitted to the training rows once."""
+
+    def __init__(self, config: EvaluationConfig, train: Tensor, heldout: Tensor, batch_size: int):
+        self.config = config
+        self.heldout = heldout[: config.num_rows]
+        self.batch_size = min(batch_size, len(self.heldout))
+        components = min(config.num_components, train.shape[1], len(self.heldout) - 1)
+        self.space = fit_principal_space(train, components)
+
+    @torch.no_grad()
+    def measure(self, rbm: RBM, start: WideStart, chains: ChainState, comm: Comm) -> dict[str, float]:
+        """The monitors of `rbm`; workers share the sampling. `chains` are the persistent ones of all workers."""
+        count = len(self.heldout)
+        driven = draw_samples(rbm, start, DRIVEN, count, SEED, comm).visible_mean
+        fresh = draw_samples(rbm, start, FRESH, count, SEED, comm).visible_mean
+        scores = score_latents(self.space, self.heldout, driven)
+        persistent = rbm.visible_mean(chains.hidden)[:count]
+        fresh_frechet = frechet_distance(project(self.space, self.heldout), project(self.space, fresh))
+        return {
+            **self._divergences("", driven),
+            "frechet_latent": scores.frechet,
+            "precision": scores.precision,
+            "recall": scores.recall,
+            "duplicates": scores.duplicates,
+            "variance_ratio": scores.variance_ratio,
+            **self._divergences("fresh_", fresh),
+            "fresh_frechet_latent": fresh_frechet,
+            **self._divergences("persistent_", persistent),
+        }
+
+    def _divergences(self, prefix: str, samples: Tensor) -> dict[str, float]:
+        if not bool(torch.isfinite(samples).all()):
+            return {f"{prefix}kl_forward": float("inf"), f"{prefix}kl_reverse": float("inf")}
+        rows = self.heldout[: len(samples)]
+        size = min(self.batch_size, len(rows))
+        forward, reverse = forward_reverse_kl(rows, samples[: len(rows)], self.config.num_neighbors, size)
+        return {f"{prefix}kl_forward": forward.per_dimension, f"{prefix}kl_reverse": reverse.per_dimension}

@@ -1,0 +1,249 @@
+"""Settings: what is written is what is read, one key space, and errors that name the key and what is allowed."""
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+
+from pipeline.config import (
+    AutoencoderConfig,
+    CheckpointConfig,
+    ConfigError,
+    Cosine,
+    CriticConfig,
+    DataConfig,
+    EvaluationConfig,
+    OptimizerConfig,
+    Phase,
+    PowerLaw,
+    RBMConfig,
+    RunConfig,
+    SamplerConfig,
+    Schedules,
+    flatten,
+    parse_settings,
+)
+
+BEAM = RunConfig(
+    "beam",
+    seed=7,
+    epochs_scale=0.25,
+    data=DataConfig(64),
+    model=RBMConfig(13, 5, "bernoulli", "onehot", center_hidden=True),
+    sampler=SamplerConfig(num_chains=32, beta_std=0.0, initial_chains="wide"),
+    critic=CriticConfig(weighting="uniform", num_neighbors=3, form="log", feature="visible", exclude_own_chain=True),
+    optimizer=OptimizerConfig(0.5, 0.9, convention="paysage"),
+    schedules=Schedules(
+        Phase(epochs=2.5, learning_rate=PowerLaw(0.01, 0.3, decay_updates=50, convention="paysage")),
+        Phase(updates=40, gamma=0.1, learning_rate=Cosine(1e-4, 5)),
+    ),
+    evaluation=EvaluationConfig(10, 100, selection_metric="kl_sum"),
+    checkpoint=CheckpointConfig(5, 3),
+)
+AUTOENCODER = RunConfig(
+    "autoencoder",
+    model=AutoencoderConfig("float32", flip=False),
+    sampler=None,
+    critic=None,
+    schedules=Schedules(likelihood=Phase(epochs=3, learning_rate=Cosine())),
+)
+LIKELIHOOD_ONLY = RunConfig("pcd", critic=None, schedules=Schedules(adversarial=Phase(updates=0)))
+EVERY_CONFIG = pytest.mark.parametrize(
+    "config", [RunConfig("default"), BEAM, AUTOENCODER, LIKELIHOOD_ONLY], ids=lambda config: config.name
+)
+
+
+@EVERY_CONFIG
+def test_a_config_survives_json(config: RunConfig) -> None:
+    read = RunConfig.from_dict(json.loads(json.dumps(config.to_dict())))
+    assert read == config
+    assert read.to_dict() == config.to_dict()
+
+
+@EVERY_CONFIG
+def test_every_leaf_can_be_overridden_by_its_dotted_key_with_its_own_value(config: RunConfig) -> None:
+    leaves = {key: value for key, value in flatten(config.to_dict()).items() if value is not None}
+    assert config.override(leaves) == config
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in leaves.items()}
+    assert config.override(texts) == config
+
+
+def test_an_override_changes_its_key_alone() -> None:
+    changed = BEAM.override({"critic.num_neighbors": "10", "schedules.adversarial.learning_rate.initial": "1e-3"})
+    before, after = flatten(BEAM.to_dict()), flatten(changed.to_dict())
+    assert {key: after[key] for key in after if after[key] != before[key]} == {
+        "critic.num_neighbors": 10,
+        "schedules.adversarial.learning_rate.initial": 1e-3,
+    }
+    assert BEAM.critic is not None and BEAM.critic.num_neighbors == 3
+
+
+@pytest.mark.parametrize(("text", "value"), [("null", None), ("None", None), ("100", 100)])
+def test_a_setting_that_may_be_null_takes_null(text: str, value: int | None) -> None:
+    rule = BEAM.override({"schedules.likelihood.learning_rate.decay_updates": text}).schedules.likelihood.learning_rate
+    assert isinstance(rule, PowerLaw) and rule.decay_updates == value
+
+
+def test_booleans_are_read_in_both_spellings_and_whole_numbers_become_floats() -> None:
+    changed = BEAM.override({"model.center_visible": "True", "model.center_hidden": "false", "sampler.beta_std": "0"})
+    assert isinstance(changed.model, RBMConfig) and changed.model.center_visible and not changed.model.center_hidden
+    assert changed.sampler is not None and type(changed.sampler.beta_std) is float
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("critic.num_neighbours", "critic.num_neighbors"),
+        ("sampler.num_chain", "sampler.num_chains"),
+        ("critic", "critic."),  # a group is not a setting
+        ("seed.x", "seed"),
+        ("zzz", ""),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest(key: str, nearest: str) -> None:
+    with pytest.raises(ConfigError, match=f"unknown setting '{key}'; the nearest is '{nearest}"):
+        BEAM.override({key: "1"})
+
+
+def test_an_unknown_key_of_a_file_is_refused_with_its_place() -> None:
+    tree = BEAM.to_dict()
+    RunConfig.from_dict(tree)
+    assert tree == BEAM.to_dict()  # reading leaves the dict alone
+    for key, nearest in (("num_neighbour", "num_neighbors"), ("zzz", "")):
+        with pytest.raises(ConfigError, match=rf"'critic\.{key}'; the nearest is 'critic\.{nearest}"):
+            RunConfig.from_dict({**tree, "critic": {**tree["critic"], key: 3}})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("critic.num_neighbors", True, "int"),
+        ("critic.num_neighbors", 2.5, "int"),
+        ("critic.num_neighbors", None, "int"),
+        ("sampler.beta_std", "high", "float"),
+        ("model.center_visible", 1, "bool"),
+        ("name", 5, "str"),
+        ("critic.weighting", "cubic", "'distance' or 'uniform'"),
+        ("model.visible_units", "poisson", "'bernoulli' or 'gaussian' or 'onehot'"),
+        ("schedules.likelihood.updates", "soon", "int or NoneType"),
+    ],
+)
+def test_a_wrong_type_is_refused_with_what_is_allowed(key: str, value: Any, allowed: str) -> None:
+    with pytest.raises(ConfigError, match=f"{key} = {value!r}: must be {allowed}"):
+        BEAM.override({key: value})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model.num_visible", 0),
+        ("model.initial_std", 0.0),
+        ("model.min_std", 1.0),
+        ("model.centering_rate", 1.5),
+        ("sampler.num_chains", 1),
+        ("sampler.gibbs_steps", 0),
+        ("sampler.beta_std", 1.0),
+        ("sampler.beta_std", float("nan")),
+        ("sampler.beta_momentum", 1.0),
+        ("sampler.min_beta", 0.0),
+        ("sampler.statistics_sweeps", -1),
+        ("sampler.num_blocks", 33),  # of 32 chains
+        ("critic.num_neighbors", 0),
+        ("critic.epsilon", 0.0),
+        ("critic.min_probability", 0.6),
+        ("optimizer.beta1", 1.0),
+        ("optimizer.beta2", -0.1),
+        ("optimizer.epsilon", 0.0),
+        ("schedules.likelihood.learning_rate.initial", 0.0),
+        ("schedules.likelihood.learning_rate.decay", -1.0),
+        ("schedules.likelihood.learning_rate.decay_updates", 0),
+        ("schedules.adversarial.learning_rate.warmup_updates", -1),
+        ("schedules.likelihood.epochs", -1.0),
+        ("schedules.adversarial.updates", -1),
+        ("schedules.adversarial.gamma", 1.1),
+        ("schedules.likelihood.updates", 10),  # epochs are set too
+        ("schedules.likelihood.epochs", None),  # neither is set
+        ("data.batch_size", 0),
+        ("evaluation.every_updates", 0),
+        ("evaluation.num_rows", 7),
+        ("evaluation.num_components", 0),
+        ("evaluation.selection_metric", "beauty"),
+        ("checkpoint.every_updates", 0),
+        ("checkpoint.keep", 1),
+        ("checkpoint.log_every_updates", 0),
+        ("epochs_scale", 0.0),
+        ("seed", -1),
+        ("seed", 2**31),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_its_name(key: str, value: Any) -> None:
+    name = "schedules.<phase>" if key.startswith("schedules") and "rate" not in key else key.split(".")[-1]
+    with pytest.raises(ConfigError, match=f"{name}.*: must be "):
+        BEAM.override({key: value})
+
+
+def test_a_choice_of_kind_is_written_and_read() -> None:
+    assert AUTOENCODER.to_dict()["model"]["kind"] == "AutoencoderConfig"
+    rates = [BEAM.to_dict()["schedules"][phase]["learning_rate"]["kind"] for phase in ("likelihood", "adversarial")]
+    assert rates == ["PowerLaw", "Cosine"]
+    assert "kind" not in BEAM.to_dict()["data"]  # no choice there
+    tree = BEAM.to_dict()
+    for kind in ("GAN", None):
+        tree["model"]["kind"] = kind
+        with pytest.raises(ConfigError, match=r"model\.kind = .*: must be RBMConfig or AutoencoderConfig"):
+            RunConfig.from_dict(tree)
+    del tree["model"]["kind"]
+    with pytest.raises(ConfigError, match=r"model\.kind"):
+        RunConfig.from_dict(tree)
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None])
+def test_an_unknown_version_is_refused(version: Any) -> None:
+    with pytest.raises(ConfigError, match="config_version"):
+        RunConfig.from_dict({**BEAM.to_dict(), "config_version": version})
+    without = {key: value for key, value in BEAM.to_dict().items() if key != "config_version"}
+    with pytest.raises(ConfigError, match="config_version"):
+        RunConfig.from_dict(without)
+
+
+def test_an_rbm_needs_chains_and_an_adversary_a_critic() -> None:
+    with pytest.raises(ConfigError, match="sampler"):
+        RunConfig("x", sampler=None)
+    with pytest.raises(ConfigError, match="critic"):
+        RunConfig("x", critic=None)  # the default second phase has gamma 0.1
+
+
+def test_settings_of_the_command_line() -> None:
+    assert parse_settings(["a.b = 1", "c=x=y", "d="]) == {"a.b": "1", "c": "x=y", "d": ""}
+    with pytest.raises(ConfigError, match="KEY=VALUE"):
+        parse_settings(["critic.num_neighbors"])
+
+
+@pytest.mark.parametrize(
+    ("phase", "scale", "expected"),
+    [
+        (Phase(epochs=0.5), 1.0, 50),  # 50.5 to the even neighbor
+        (Phase(updates=40), 1.0, 40),
+        (Phase(updates=40), 0.37, 15),  # 14.8
+        (Phase(updates=40), 0.33, 13),
+        (Phase(epochs=2), 1e-9, 1),  # a phase that exists keeps one update
+        (Phase(epochs=0), 10.0, 0),
+        (Phase(updates=0), 10.0, 0),
+    ],
+)
+def test_the_length_of_a_phase(phase: Phase, scale: float, expected: int) -> None:
+    assert phase.num_updates(steps_per_epoch=101, epochs_scale=scale) == expected
+
+
+def test_flatten_names_leaves_by_dotted_key() -> None:
+    assert flatten({"a": 1, "b": {"c": None, "d": {"e": "x"}}, "f": {}}) == {"a": 1, "b.c": None, "b.d.e": "x"}
+
+
+@EVERY_CONFIG
+def test_configs_are_frozen_and_hashable(config: RunConfig) -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.seed = 3  # type: ignore[misc]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.data.batch_size = 3  # type: ignore[misc]
+    assert hash(config) == hash(RunConfig.from_dict(config.to_dict()))
