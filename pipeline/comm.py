@@ -100,7 +100,7 @@ class Comm:
         mine = rows.new_zeros((padded, *rows.shape[1:]))
         mine[: len(rows)] = rows
         out = rows.new_empty((padded * self.world_size, *rows.shape[1:]))
-        return PendingGather(out, rows_per_rank, dist.all_gather_into_tensor(out, mine, async_op=True))
+        return PendingGather(out, rows_per_rank, dist.all_gather(list(out.chunk(self.world_size)), mine, async_op=True))
 
     def gather(self, rows: Tensor, rows_per_rank: list[int]) -> Tensor:
         """The rows of all workers in order of rank, on every worker."""

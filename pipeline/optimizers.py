@@ -70,4 +70,4 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, module: nn.Module, st
         mine = {k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")}
         if mine:
             # "step" of a fused Adam lives on the parameter's device, as float32
-            optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in mine.items()}
+            optimizer.state[parameter] = {k: v.to(parameter.device, copy=True) for k, v in mine.items()}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.comm import Comm, ExactSum, PendingGather, split_rows
-from pipeline.config import CriticConfig, Phase, PowerLaw, RBMConfig, RunConfig, SamplerConfig
+from pipeline.config import Phase, PowerLaw, RBMConfig, RunConfig, SamplerConfig
 from pipeline.critics.critic import Critic
 from pipeline.critics.memory import Memory
 from pipeline.critics.neighbors import BACKENDS, NeighborCritic, choose_backend
@@ -81,7 +81,8 @@ class BeamObjective:
         self.chains = [self._start_block(b, g) for b, g in zip(self.blocks, self.generators)]
         self.memory: Memory | None = None
         self._next_memory: tuple[PendingGather, PendingGather, int] | None = None
-        self._critic: Critic | None = None
+        self.backend = self._choose_critic()
+        """Name of the critic's search; saved, since two backends may break ties differently."""
 
         shapes = {name: p.shape for name, p in self.rbm.named_parameters()}
         scalars = ("beta", "beta_square")
@@ -179,7 +180,7 @@ class BeamObjective:
         """T of this worker's particles by block, and the mean over all particles; ([None, ...], 0) without a memory."""
         if memory is None:
             return [None] * len(particles), 0.0
-        critic = self._critic_for(memory)
+        critic = self._critic_on()
         scores: list[Tensor | None] = []
         for block, statistics in zip(self.blocks, particles):
             first = sum(self.block_chains[:block])
@@ -188,14 +189,25 @@ class BeamObjective:
         everyone = self.comm.gather(mine, self.comm.rows_per_rank(self.block_chains))
         return scores, float(everyone.double().mean())
 
-    def _critic_for(self, memory: Memory) -> Critic:
-        if self._critic is None:
-            critic: CriticConfig | None = self.config.critic
-            assert critic is not None
-            size = max(1, self.block_chains[0])
-            backend = choose_backend(critic, size, len(memory.features), memory.features.shape[1], self.comm)
-            self._critic = NeighborCritic(critic, BACKENDS[backend])
-        return self._critic
+    def _choose_critic(self) -> str | None:
+        """The search backend of this run's critic; None when no phase has an adversary."""
+        critic, chains = self.config.critic, self.sampler_config.num_chains
+        phases = self.config.schedules
+        if critic is None or min(phases.likelihood.gamma, phases.adversarial.gamma) == 1:
+            return None
+        smallest = chains + self.batches.size(self.batches.steps_per_epoch - 1)
+        if critic.num_neighbors + critic.exclude_own_chain > smallest:
+            raise ValueError(
+                f"critic.num_neighbors = {critic.num_neighbors}: the memory holds {smallest} rows after the smallest batch;"
+                " lower it"
+            )
+        width = self.rbm.config.num_visible if critic.feature == "visible" else self.rbm.config.num_hidden
+        rows = chains + self.config.data.batch_size
+        return choose_backend(critic, max(1, self.block_chains[0]), rows, width, self.comm)
+
+    def _critic_on(self) -> Critic:
+        assert self.config.critic is not None and self.backend is not None
+        return NeighborCritic(self.config.critic, BACKENDS[self.backend])
 
     def _add_gradients(
         self,
@@ -320,7 +332,7 @@ class BeamObjective:
                 w_chains = particle_weights(0.0, t, mean_score, num_chains, block.visible)
                 adversarial = self.rbm.negative_energy_gradient(block.visible, block.hidden, w_chains)
                 sums.add_({f"adversarial {k}": v for k, v in adversarial.items()})
-                score = self._critic_for(memory).score(data_features[i], memory)
+                score = self._critic_on().score(data_features[i], memory)
                 sums.add_({"score_data": score.sum() / num_data})
             error = (self.rbm.visible_mean(hidden.states) - rows).square().sum() / (num_data * rows.shape[1])
             sums.add_({"reconstruction": error})
@@ -370,7 +382,9 @@ class BeamObjective:
         if memory is not None:
             state["memory.features"] = memory.features
             state["memory.num_data"] = torch.tensor(memory.num_data)
-        return {name: value.detach().cpu() for name, value in state.items()}
+        if self.backend is not None:
+            state["critic.backend"] = torch.tensor(list(BACKENDS).index(self.backend))
+        return {name: value.detach().cpu().clone() for name, value in state.items()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """See Objective.load_state."""
@@ -388,7 +402,9 @@ class BeamObjective:
         columns = [state[f"chains.{name}"].to(self.comm.device).split(self.block_chains) for name in ChainState._fields]
         self.chains = [ChainState(*(column[b].clone() for column in columns)) for b in self.blocks]
         for generator, block in zip(self.generators, self.blocks):
-            generator.set_state(state["generators"][block])
+            generator.set_state(state["generators"][block].clone())
+        if "critic.backend" in state:
+            self.backend = list(BACKENDS)[int(state["critic.backend"])]
         self._next_memory, self.memory = None, None
         if "memory.features" in state:
             self.memory = Memory(state["memory.features"].to(self.comm.device), int(state["memory.num_data"]))

@@ -94,7 +94,7 @@ def test_conditional_means_in_place_of_the_sampled_h_are_wrong():
 
 @pytest.mark.parametrize("gamma", [1.0, 0.3, 0.0])
 def test_combined_weights_are_the_combined_objective(gamma):
-    """gamma L + (1 - gamma) A by the weights of gradients.py, on a model table in which every row counts the same.
+    """The weights of gradients.py give gamma L + (1 - gamma) A on a table in which every row counts the same.
 
     Bernoulli 5-3 with p(v) rounded to multiples of 1/M and each v repeated accordingly, so that the particles' averages
     *are* the expectation under a distribution q; the exact derivative is then the weighted sum itself by definition, and

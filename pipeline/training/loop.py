@@ -1,0 +1,183 @@
+"""One training loop for every objective: step, report, evaluate, checkpoint; resume; stop cleanly.
+
+The loop is a generator of Progress rows, so that whoever runs it (a plain process, a Ray worker) reports as it likes and
+the loop knows nothing of trackers or clusters. Every worker iterates it; rows are the same on all.
+"""
+
+import json
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+import torch
+
+from pipeline.comm import Comm
+from pipeline.config import RunConfig, flatten
+from pipeline.training.checkpoint import load_latest, save_checkpoint
+from pipeline.training.objective import Objective
+
+_log = logging.getLogger(__name__)
+
+
+class Progress(NamedTuple):
+    """What happened since the last row."""
+
+    step: int
+    """Updates made so far."""
+    total_steps: int
+    metrics: dict[str, float]
+    """Global numbers of the last update, `updates_per_second`, and held-out monitors when they were due."""
+    checkpoint: Path | None
+    """The checkpoint just written, on the first worker."""
+    stopped: bool
+    """True in the last row of a run that was asked to stop before its end."""
+
+
+class StopRequest:
+    """Set by Ctrl-C or SIGTERM; the loop looks at it between updates."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    @contextmanager
+    def on_signals(self) -> Iterator["StopRequest"]:
+        """Catch SIGINT and SIGTERM meanwhile (main thread only); a second one kills as usual."""
+
+        def request(number: int, _frame: FrameType | None) -> None:
+            self.requested = True
+            _log.warning("%s: stopping after this update, with a checkpoint", signal.Signals(number).name)
+            signal.signal(number, previous[number])
+
+        previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+def train(
+    build: Callable[[], Objective], config: RunConfig, folder: Path, comm: Comm, stop: StopRequest, meta: dict[str, Any]
+) -> Iterator[Progress]:
+    """Train to the end, or until a stop is requested; continue from the newest whole checkpoint in `folder`.
+
+    Args:
+        build: makes the objective; called once.
+        config: of the run; a folder that holds another config's checkpoints is refused (ValueError).
+        folder: the run's folder, seen by all workers; holds checkpoints/ and metrics.jsonl.
+        comm: this worker's group.
+        stop: asked between updates; any worker's request stops all.
+        meta: further facts for the checkpoint's meta.json (data hash, versions).
+
+    Raises:
+        NonFinite: on all workers together; the last checkpoint stays as it is.
+    """
+    objective = build()
+    start = resume(objective, config, folder, meta)
+    if comm.is_first:
+        truncate_history(folder, start)
+    every, evaluate_every = config.checkpoint, config.evaluation.every_updates
+    switch = getattr(objective, "switch_step", objective.total_steps)
+    last_time, last_step = time.perf_counter(), start
+    if start == 0:
+        yield _row(0, objective, objective.evaluate(0), None, False, folder, comm)
+        last_time = time.perf_counter()
+    for step in range(start, objective.total_steps):
+        done = step + 1
+        boundary = done in (switch, objective.total_steps)
+        log = done % every.log_every_updates == 0 or boundary
+        metrics = objective.step(step, measure=log)
+        stopping = (log or done % every.log_every_updates == 0) and comm.any(stop.requested)
+        evaluate = boundary or done % evaluate_every == 0
+        save = boundary or stopping or done % every.every_updates == 0
+        if not (log or evaluate or save):
+            continue
+        now = time.perf_counter()
+        metrics["updates_per_second"] = (done - last_step) / max(now - last_time, 1e-9)
+        if evaluate:
+            metrics |= objective.evaluate(done)
+        path = None
+        if save:
+            state = objective.state()
+            if comm.is_first:
+                record = {**meta, "config": config.to_dict(), "stopped": stopping}
+                path = save_checkpoint(folder / "checkpoints", done, state, record, every.keep)
+        yield _row(done, objective, metrics, path, stopping and done < objective.total_steps, folder, comm)
+        if stopping:
+            return
+        last_time, last_step = time.perf_counter(), done
+
+
+def resume(objective: Objective, config: RunConfig, folder: Path, meta: dict[str, Any]) -> int:
+    """Load the newest whole checkpoint of `folder` into `objective`; returns the number of updates it has behind it."""
+    found = load_latest(folder / "checkpoints")
+    if found is None:
+        return 0
+    mine, theirs = flatten(config.to_dict()), flatten(found.meta["config"])
+    different = sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k))
+    if different:
+        key = different[0]
+        raise ValueError(
+            f"{folder} holds a run with other settings: {key} is {theirs.get(key)!r} there and {mine.get(key)!r} here"
+            f" ({len(different)} differ); choose another --name, or delete that folder to start over"
+        )
+    if found.meta.get("data") != meta.get("data"):
+        raise ValueError(
+            f"{folder} holds a run on other data ({found.meta.get('data')} there, {meta.get('data')} here); choose "
+            "another --name, or delete that folder to start over"
+        )
+    objective.load_state(found.tensors)
+    return found.step
+
+
+def _row(
+    step: int,
+    objective: Objective,
+    metrics: dict[str, float],
+    path: Path | None,
+    stopped: bool,
+    folder: Path,
+    comm: Comm,
+) -> Progress:
+    if comm.is_first:
+        with (folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": step, **metrics}) + "\n")
+    return Progress(step, objective.total_steps, metrics, path, stopped)
+
+
+def read_history(folder: Path) -> list[dict[str, float]]:
+    """The rows of the run's metrics.jsonl, each with its "step"; a last line cut by a kill is passed over."""
+    file = folder / "metrics.jsonl"
+    rows = []
+    for line in file.read_text().splitlines() if file.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def truncate_history(folder: Path, step: int) -> None:
+    """Drop the rows after `step` updates: the resumed run writes them again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = [row for row in read_history(folder) if step > 0 and row["step"] <= step]
+    temporary = folder / ".metrics.jsonl.tmp"
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    os.replace(temporary, folder / "metrics.jsonl")
+
+
+def seconds_left(progress: Progress) -> float:
+    """Estimate from the last rate; infinity before there is one."""
+    rate = progress.metrics.get("updates_per_second", 0.0)
+    return (progress.total_steps - progress.step) / rate if rate else float("inf")
+
+
+def pick_device() -> torch.device:
+    """The first CUDA device visible to this process, or the CPU."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")

@@ -1,0 +1,134 @@
+"""A BEAM run is the same run on 1, 2, 3 and 4 workers: bits of parameters, chains, memory, streams, and of the reports."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from groups import run_group
+from torch import Tensor
+
+from pipeline.comm import Comm
+from pipeline.config import (
+    CheckpointConfig,
+    CriticConfig,
+    DataConfig,
+    EvaluationConfig,
+    Phase,
+    PowerLaw,
+    RBMConfig,
+    RunConfig,
+    SamplerConfig,
+    Schedules,
+)
+from pipeline.streams import stream
+from pipeline.training.beam import BeamObjective
+
+
+def tiny(visible: str = "gaussian", **critic: object) -> RunConfig:
+    """23 -> 11 units, 13 chains in 4 blocks of 4, 3, 3, 3, batches of 17 and a last one of 9; 10 + 10 updates."""
+    return RunConfig(
+        name="tiny",
+        data=DataConfig(batch_size=17),
+        model=RBMConfig(23, 11, visible, "bernoulli", center_hidden=True),  # type: ignore[arg-type]
+        sampler=SamplerConfig(num_chains=13, gibbs_steps=3, num_blocks=4),
+        critic=CriticConfig(**critic),  # type: ignore[arg-type]
+        schedules=Schedules(
+            likelihood=Phase(updates=10, learning_rate=PowerLaw(0.01, 0.2)),
+            adversarial=Phase(updates=10, gamma=0.1, learning_rate=PowerLaw(0.005, 0.0)),
+        ),
+        evaluation=EvaluationConfig(num_rows=19, num_components=5),
+        checkpoint=CheckpointConfig(),
+    )
+
+
+def face_sized() -> RunConfig:
+    """The face recipe's sizes: 1024 -> 512 units, 128 chains, 100 sweeps."""
+    return dataclasses.replace(
+        tiny(search="faiss"),
+        data=DataConfig(batch_size=128),
+        model=RBMConfig(1024, 512, center_hidden=True),
+        sampler=SamplerConfig(),
+    )
+
+
+def rows_for(config: RunConfig) -> Tensor:
+    assert isinstance(config.model, RBMConfig)
+    count = 6 * config.data.batch_size - 8
+    latents = torch.randn(count, config.model.num_visible, generator=stream(0, "rows"))
+    mixed = latents @ torch.randn(config.model.num_visible, config.model.num_visible, generator=stream(0, "mix"))
+    rows = mixed / mixed.std(0)
+    return rows if config.model.visible_units == "gaussian" else (rows > 0).float()
+
+
+def run(config: RunConfig, start: int, stop: int, state: dict[str, Tensor] | None, evaluate: bool = True) -> dict:
+    rows = rows_for(config)
+    held = len(rows) // 4
+    objective = BeamObjective(config, rows[held:], rows[:held], Comm.current())
+    if state is not None:
+        objective.load_state(state)
+    reports = [objective.step(step, measure=step % 5 == 4) for step in range(start, stop)]
+    return {
+        "reports": reports,
+        "evaluation": objective.evaluate(stop) if evaluate else {},
+        "state": objective.state(),
+    }
+
+
+def assert_equal(result: dict, reference: dict, who: str) -> None:
+    assert result["reports"] == reference["reports"][-len(result["reports"]) :], who
+    assert result["evaluation"] == reference["evaluation"], who
+    assert result["state"].keys() == reference["state"].keys(), who
+    different = [name for name, value in reference["state"].items() if not torch.equal(value, result["state"][name])]
+    assert not different, f"{who}: {different}"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        tiny(search="torch"),
+        tiny(search="faiss", exclude_own_chain=True),
+        tiny("bernoulli", search="torch", feature="hidden_sample"),
+        tiny(search="torch", feature="visible", weighting="uniform"),
+    ],
+    ids=["gaussian", "faiss", "bernoulli-sampled", "visible-critic"],
+)
+def test_bits_do_not_depend_on_the_number_of_workers(config: RunConfig) -> None:
+    (reference,) = run_group(run, 1, config, 0, 20, None)
+    assert "memory.features" in reference["state"], "the adversarial phase was reached"
+    assert all(math.isfinite(v) for report in reference["reports"] for v in report.values())
+    for world_size in (2, 3, 4, 5):  # the fifth has no block
+        for rank, result in enumerate(run_group(run, world_size, config, 0, 20, None)):
+            assert_equal(result, reference, f"rank {rank} of {world_size}")
+
+
+@pytest.mark.parametrize("half", [7, 15])
+def test_a_checkpoint_of_four_workers_continues_on_three_and_on_one(half: int) -> None:
+    config = tiny(search="torch")
+    (reference,) = run_group(run, 1, config, 0, 20, None)
+    state = run_group(run, 4, config, 0, half, None)[0]["state"]
+    for world_size in (3, 1):
+        for rank, result in enumerate(run_group(run, world_size, config, half, 20, state)):
+            assert_equal(result, reference, f"rank {rank} of {world_size} from step {half}")
+
+
+def test_measuring_and_evaluating_change_nothing() -> None:
+    config = tiny(search="torch")
+    rows = rows_for(config)
+    plain = BeamObjective(config, rows[20:], rows[:20], Comm())
+    watched = BeamObjective(config, rows[20:], rows[:20], Comm())
+    for step in range(15):
+        plain.step(step, measure=False)
+        watched.step(step, measure=True)
+        watched.evaluate(step)
+    for (name, a), b in zip(plain.state().items(), watched.state().values()):
+        assert torch.equal(a, b), name
+
+
+@pytest.mark.slow
+def test_bits_at_the_face_recipes_size() -> None:
+    config = face_sized()
+    (reference,) = run_group(run, 1, config, 0, 20, None, False, timeout=600.0)
+    for world_size in (2, 3, 4):
+        for rank, result in enumerate(run_group(run, world_size, config, 0, 20, None, False, timeout=600.0)):
+            assert_equal(result, reference, f"rank {rank} of {world_size}")
