@@ -129,8 +129,11 @@ class CriticConfig:
     """Backend of the k-nearest search; auto takes the faster of the two on this machine, all workers alike."""
     exclude_own_chain: bool = False
     """Hide a chain's own previous state from it (the paper does not)."""
+    sign: int = 1
+    """1; -1 turns the critic around, which drives particles away from the data: for contrast experiments only."""
 
     def __post_init__(self) -> None:
+        _require(self.sign in (-1, 1), "critic.sign", self.sign, "1 or -1")
         _require(self.num_neighbors >= 1, "critic.num_neighbors", self.num_neighbors, "at least 1")
         _require(self.epsilon > 0, "critic.epsilon", self.epsilon, "positive")
         _require(0 < self.min_probability <= 0.5, "critic.min_probability", self.min_probability, "in (0, 0.5]")

@@ -125,5 +125,5 @@ class NeighborCritic:
             shares = shares / (differences.square().sum(2).sqrt() + self.config.epsilon)
         probability = shares.clamp(min=0).sum(1) / shares.abs().sum(1)
         if self.config.form == "linear":
-            return 2 * probability - 1
-        return math.log(2) + probability.clamp(min=self.config.min_probability).log()
+            return self.config.sign * (2 * probability - 1)
+        return self.config.sign * (math.log(2) + probability.clamp(min=self.config.min_probability).log())

@@ -15,8 +15,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-import torch
-
 from pipeline.comm import Comm
 from pipeline.config import RunConfig, flatten
 from pipeline.training.checkpoint import load_latest, save_checkpoint
@@ -54,7 +52,7 @@ class StopRequest:
             _log.warning("%s: stopping after this update, with a checkpoint", signal.Signals(number).name)
             signal.signal(number, previous[number])
 
-        previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+        previous: dict[int, Any] = {n: signal.signal(n, request) for n in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield self
         finally:
@@ -93,7 +91,7 @@ def train(
         boundary = done in (switch, objective.total_steps)
         log = done % every.log_every_updates == 0 or boundary
         metrics = objective.step(step, measure=log)
-        stopping = (log or done % every.log_every_updates == 0) and comm.any(stop.requested)
+        stopping = log and comm.any(stop.requested)
         evaluate = boundary or done % evaluate_every == 0
         save = boundary or stopping or done % every.every_updates == 0
         if not (log or evaluate or save):
@@ -108,6 +106,10 @@ def train(
             if comm.is_first:
                 record = {**meta, "config": config.to_dict(), "stopped": stopping}
                 path = save_checkpoint(folder / "checkpoints", done, state, record, every.keep)
+                if done == switch < objective.total_steps:
+                    save_checkpoint(
+                        folder / "switch", done, state, record, 1
+                    )  # kept: what the phases are compared from
         yield _row(done, objective, metrics, path, stopping and done < objective.total_steps, folder, comm)
         if stopping:
             return
@@ -170,14 +172,3 @@ def truncate_history(folder: Path, step: int) -> None:
     temporary = folder / ".metrics.jsonl.tmp"
     temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
     os.replace(temporary, folder / "metrics.jsonl")
-
-
-def seconds_left(progress: Progress) -> float:
-    """Estimate from the last rate; infinity before there is one."""
-    rate = progress.metrics.get("updates_per_second", 0.0)
-    return (progress.total_steps - progress.step) / rate if rate else float("inf")
-
-
-def pick_device() -> torch.device:
-    """The first CUDA device visible to this process, or the CPU."""
-    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")

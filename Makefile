@@ -1,0 +1,61 @@
+# make help lists what there is. Every target sets up .venv itself; PY=... uses a ready environment instead.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+EXTRA ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
+PIP_ARGS ?=
+ifeq ($(origin PY),undefined)
+PY := .venv/bin/python
+READY := .venv/.stamp
+endif
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export OMP_NUM_THREADS ?= 1
+
+WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 1); echo $$(( n < 4 ? n : 4 )))
+CELEBA ?=
+QUICK ?=
+NAME ?=
+FROM ?=
+RECIPE ?=
+SET ?=
+SET_AUTOENCODER ?=
+MODEL ?= models:/celeba-beam@champion
+N ?= 36
+SEED ?= 0
+OUT ?= samples.png
+TESTS ?= tests
+
+.PHONY: help setup celeba-train sample test test-all lint types clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+.venv/.stamp: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install $(PIP_ARGS) -q -c constraints.txt -e ".[$(EXTRA),dev,bench]"
+	touch $@
+
+setup: $(READY) ## install into .venv (all other targets do it themselves); PIP_ARGS=... is passed to pip
+
+celeba-train: $(READY) ## faces end to end; CELEBA=path WORKERS=n RECIPE=r NAME=n FROM=stage SET="key=value ..." QUICK=1
+	$(PY) -m jobs.celeba_train --workers $(WORKERS) $(if $(CELEBA),--celeba "$(CELEBA)") $(if $(QUICK),--quick) \
+	  $(if $(NAME),--name $(NAME)) $(if $(FROM),--from $(FROM)) $(if $(RECIPE),--recipe $(RECIPE)) \
+	  $(foreach s,$(SET),--set $(s)) $(foreach s,$(SET_AUTOENCODER),--set-autoencoder $(s))
+
+sample: $(READY) ## a PNG of samples; MODEL=models:/celeba-beam@champion N=36 SEED=0 OUT=samples.png
+	$(PY) -m jobs.sample --model $(MODEL) --n $(N) --seed $(SEED) --out $(OUT)
+
+test: $(READY) ## the default tests (minutes); TESTS=tests/exact for some
+	$(PY) -m pytest -q -m "not slow" $(TESTS)
+
+test-all: $(READY) ## all tests, the slow ones too
+	$(PY) -m pytest -q $(TESTS)
+
+lint: $(READY) ## ruff
+	$(PY) -m ruff check . && $(PY) -m ruff format --check .
+
+types: $(READY) ## mypy
+	$(PY) -m mypy
+
+clean: ## remove .venv and tool caches; runs, cache and MLflow's store stay
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -1,0 +1,167 @@
+"""Score a trained BEAM on the test partition by the fixed protocols, beside baselines that know no model.
+
+Every number comes with the count behind it: as many model rows as test rows, three seeds (their mean and spread).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.data.shards import Whitening
+from pipeline.metrics.divergences import forward_reverse_kl
+from pipeline.metrics.faces import MissingDetector, face_share
+from pipeline.metrics.images import (
+    PrincipalSpace,
+    fit_principal_space,
+    mean_pairwise_distance,
+    memorization_ratio,
+    project,
+    sample_full_gaussian,
+    sample_independent_gaussian,
+    sample_principal_gaussian,
+    score_latents,
+)
+from pipeline.models.rbm import RBM
+from pipeline.packaged import PackagedAutoencoder
+from pipeline.samplers.protocols import DRIVEN, FRESH, WideStart, draw_samples
+from pipeline.streams import stream
+
+SEEDS = (101, 102, 103)
+FACE_SAMPLES = 1000
+MEMORIZATION_ROWS = 6400
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What models are compared on: whitened latents of the partitions, and the way to and from pixels."""
+
+    train: Tensor
+    test: Tensor
+    whitening: Whitening
+    autoencoder: PackagedAutoencoder
+    space: PrincipalSpace
+
+    @classmethod
+    def of(
+        cls, train: Tensor, test: Tensor, whitening: Whitening, autoencoder: PackagedAutoencoder, components: int
+    ) -> "Scene":
+        """The scene with principal components fitted to the training rows."""
+        components = min(components, train.shape[1], len(test) - 1)
+        return cls(train, test, whitening, autoencoder, fit_principal_space(train, components))
+
+    def pixels(self, latents: Tensor) -> Tensor:
+        """Whitened latents [n, 1024] as uint8 images [n, 64, 64, 3]."""
+        return self.autoencoder.decode(self.whitening.invert(latents))
+
+    def again(self, pixels: Tensor) -> Tensor:
+        """Images encoded again, whitened [n, 1024]."""
+        return self.whitening.apply(self.autoencoder.encode(pixels))
+
+
+def score_samples(scene: Scene, samples: Tensor, num_neighbors: int) -> dict[str, float]:
+    """Distances of samples [n, 1024] (n = number of test rows) from the test rows; manifold metrics after re-encoding."""
+    pixels = scene.pixels(samples)
+    reencoded = scene.again(pixels)
+    scores = score_latents(scene.space, scene.test, samples, reencoded)
+    forward, reverse = forward_reverse_kl(scene.test, samples, num_neighbors)
+    points = project(scene.space, reencoded)
+    return {
+        "frechet_latent": scores.frechet,
+        "precision": scores.precision,
+        "recall": scores.recall,
+        "duplicates": scores.duplicates,
+        "variance_ratio": scores.variance_ratio,
+        "kl_forward": forward.per_dimension,
+        "kl_reverse": reverse.per_dimension,
+        "pairwise_distance": mean_pairwise_distance(points),
+        "memorization_ratio": memorization_ratio(
+            points, project(scene.space, scene.test), project(scene.space, scene.train[:MEMORIZATION_ROWS])
+        ),
+    }
+
+
+def score_model(scene: Scene, rbm: RBM, start: WideStart, num_neighbors: int) -> dict[str, float]:
+    """Mean over SEEDS of `score_samples` for E[v | h] by the driven protocol, with `<metric>_spread` (sd over seeds).
+
+    `fresh_*` are the same by the fresh protocol (first seed); `sample_*` of v with its noise (driven, first seed).
+    """
+    rows = []
+    for seed in SEEDS:
+        drawn = draw_samples(rbm, start, DRIVEN, len(scene.test), seed)
+        rows.append(score_samples(scene, drawn.visible_mean, num_neighbors))
+        if seed == SEEDS[0]:
+            with_noise = score_samples(scene, drawn.visible, num_neighbors)
+    fresh = score_samples(scene, draw_samples(rbm, start, FRESH, len(scene.test), SEEDS[0]).visible_mean, num_neighbors)
+    table = {k: torch.tensor([row[k] for row in rows], dtype=torch.float64) for k in rows[0]}
+    return {
+        **{k: float(v.mean()) for k, v in table.items()},
+        **{f"{k}_spread": float(v.std()) for k, v in table.items()},
+        **{f"fresh_{k}": v for k, v in fresh.items()},
+        **{f"sample_{k}": v for k, v in with_noise.items() if k in ("frechet_latent", "recall", "kl_reverse")},
+    }
+
+
+def baselines(scene: Scene) -> dict[str, Tensor]:
+    """Rows [n, 1024] of baselines with as many rows as the test set: Gaussians fitted to the training latents, and
+    training rows themselves (the floor of every distance at this count).
+    """
+    n = len(scene.test)
+    generator = stream(0, "baselines", device=scene.train.device)
+    picks = torch.randperm(len(scene.train), generator=stream(0, "training rows"))[:n]
+    floor = {"training rows": scene.train[picks]} if len(scene.train) >= n else {}
+    return {
+        **floor,
+        "full Gaussian": sample_full_gaussian(scene.train, n, generator),
+        "top-component Gaussian": sample_principal_gaussian(scene.train, n, generator, scene.space.components.shape[1]),
+        "independent Gaussian": sample_independent_gaussian(scene.train, n, generator),
+    }
+
+
+def detected_faces(pixels: Tensor) -> float | None:
+    """Share of images in which the stock detector finds a face; None without the detector (extra `bench`)."""
+    try:
+        return face_share(pixels).share
+    except MissingDetector:
+        return None
+
+
+def compare(scene: Scene, models: dict[str, RBM], start: WideStart, num_neighbors: int) -> dict[str, dict[str, Any]]:
+    """All metrics of each named model and of the baselines, with the detector's share where it is installed."""
+    table: dict[str, dict[str, Any]] = {}
+    for name, rbm in models.items():
+        table[name] = dict(score_model(scene, rbm, start, num_neighbors))
+        many = draw_samples(rbm, start, DRIVEN, FACE_SAMPLES, SEEDS[0]).visible_mean
+        table[name]["face_share"] = detected_faces(scene.pixels(many))
+    for name, rows in baselines(scene).items():
+        table[name] = {**score_samples(scene, rows, num_neighbors), "face_share": detected_faces(scene.pixels(rows))}
+    reconstructed = scene.pixels(scene.test)
+    points = project(scene.space, scene.test)
+    table["test reconstructions"] = {
+        "face_share": detected_faces(reconstructed),
+        "pairwise_distance": mean_pairwise_distance(points),
+    }
+    return table
+
+
+def as_text(table: dict[str, dict[str, Any]], keys: tuple[str, ...]) -> str:
+    """A plain-text table: one line per model."""
+    width = max(len(name) for name in table)
+    lines = [" " * width + "".join(f"{key.removesuffix('_latent'):>13s}" for key in keys)]
+    for name, row in table.items():
+        cells = ("-" if row.get(key) is None else f"{row[key]:.3g}" for key in keys)
+        lines.append(f"{name:{width}s}" + "".join(f"{cell:>13s}" for cell in cells))
+    return "\n".join(lines)
+
+
+TABLE_KEYS = (
+    "frechet_latent",
+    "recall",
+    "precision",
+    "duplicates",
+    "kl_forward",
+    "kl_reverse",
+    "variance_ratio",
+    "face_share",
+)

@@ -1,0 +1,69 @@
+"""Starting Ray on this machine, or joining a cluster; always with token authentication.
+
+Ray's servers listen on all interfaces whatever the node's address, so a token guards them even on a laptop. The token of
+a local session lies in the project's cache folder; a cluster's comes from RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH.
+"""
+
+import logging
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+def prepare_environment(cache: Path) -> None:
+    """Set what Ray reads when it is imported; call it before the first `import ray`."""
+    for key, value in _QUIET.items():
+        os.environ.setdefault(key, value)
+    os.environ["RAY_AUTH_MODE"] = "token"
+    if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
+        return
+    token = cache / "ray_auth_token"
+    if not token.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=cache)  # readable by its owner only
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_hex(32))
+        os.replace(temporary, token)
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(token.resolve())
+
+
+@contextmanager
+def ray_session(cache: Path, num_cpus: int) -> Iterator[None]:
+    """Ray until the block ends: the cluster at RAY_ADDRESS if set, else a local one with `num_cpus` logical CPUs.
+
+    A session that is already open in this process is used and left open.
+    """
+    prepare_environment(cache)
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    else:
+        # never bare: without an address, init would join a leftover cluster of someone else
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=False,
+            object_store_memory=256 * 2**20,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()

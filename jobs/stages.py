@@ -1,0 +1,66 @@
+"""Stages of a chain: each is skipped when its result is there and was made from the same inputs.
+
+A stage's record, <run>/stages/<name>.json, holds the fingerprint of its inputs and its outputs (plain values). It is
+written after the stage, atomically, so a killed stage is simply run again.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data_prep.manifest import write_json
+from pipeline.data.shards import canonical_hash
+
+_log = logging.getLogger(__name__)
+
+
+class StageReport(NamedTuple):
+    """How a stage went, for the last word."""
+
+    name: str
+    seconds: float
+    skipped: bool
+
+
+class Stages:
+    """The stages of one run, in order."""
+
+    def __init__(self, folder: Path, names: tuple[str, ...], redo_from: str | None):
+        """Forget the records of `redo_from` and all later stages. Raises ValueError on an unknown name."""
+        if redo_from is not None and redo_from not in names:
+            raise ValueError(f"--from {redo_from!r}: the stages are {', '.join(names)}")
+        self.folder = folder / "stages"
+        self.redo = set(names[names.index(redo_from) :]) if redo_from else set()
+        self.reports: list[StageReport] = []
+        for name in self.redo:
+            self._file(name).unlink(missing_ok=True)
+
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{name}.json"
+
+    def run(
+        self,
+        name: str,
+        inputs: dict[str, Any],
+        make: Callable[[], dict[str, Any]],
+        still_there: Callable[[dict[str, Any]], bool] = lambda outputs: True,
+    ) -> dict[str, Any]:
+        """The outputs of stage `name`: from its record when the inputs match and `still_there(outputs)`, else by `make()`."""
+        fingerprint = canonical_hash(inputs)
+        start = time.perf_counter()
+        try:
+            record = json.loads(self._file(name).read_text())
+        except (OSError, json.JSONDecodeError):
+            record = {}
+        if record.get("fingerprint") == fingerprint and still_there(record["outputs"]):
+            self.reports.append(StageReport(name, time.perf_counter() - start, True))
+            return record["outputs"]
+        _log.info("stage %s", name)
+        outputs = make()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self._file(name), {"fingerprint": fingerprint, "inputs": inputs, "outputs": outputs})
+        self.reports.append(StageReport(name, time.perf_counter() - start, False))
+        return outputs

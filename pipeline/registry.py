@@ -1,0 +1,365 @@
+"""The model registry: register packaged models, mark the best one, find and load them; MLflow's `loader_module`.
+
+A registered model is named after its data set and kind (`celeba-beam`, `synthetic-faces-autoencoder`), so a model of one data
+set cannot take the place of another's. Alias `candidate` is the newest one worth a look; `champion` the best by its
+score (smaller is better) on one content of the data: scores on other data are not comparable.
+
+Versions hold what pipeline/packaged.py writes: safetensors and JSON. Every call names its server; nothing here changes
+MLflow's process-wide tracking URI.
+"""
+
+import difflib
+import importlib.metadata
+import math
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pipeline.packaged import SAMPLE_DEFAULTS, Packaged, PackagedAutoencoder, PackagedBeam, load_package
+from pipeline.tracking import (
+    sqlite_file,
+    tracking_uri,
+    without_secrets,
+)  # before mlflow: sets what that reads at import
+
+# isort: split
+import mlflow.artifacts
+import mlflow.pyfunc
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModel, LoggedModelOutput
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.types.schema import ParamSchema, ParamSpec, Schema, TensorSpec
+
+CHAMPION, CANDIDATE = "champion", "candidate"
+_PIXELS = Schema([TensorSpec(np.dtype("uint8"), (-1, 64, 64, 3))])
+_TYPES = {"n_samples": "long", "gibbs_steps": "long", "seed": "long", "protocol": "string"}
+_SIGNATURES = {
+    "autoencoder": ModelSignature(inputs=_PIXELS, outputs=_PIXELS),
+    "beam": ModelSignature(
+        outputs=_PIXELS,
+        params=ParamSchema([ParamSpec(name, _TYPES[name], default) for name, default in SAMPLE_DEFAULTS.items()]),
+    ),
+}
+
+
+class RegistryError(ValueError):
+    """A model that is not there or cannot be used: says what was asked for, and what there is."""
+
+
+class Score(NamedTuple):
+    """What decides between models."""
+
+    name: str
+    """The recipe's `evaluation.selection_metric`."""
+    value: float
+    """Smaller is better."""
+    rows: int
+    """Rows of data and of model that it was measured on; values on other numbers of rows are not comparable."""
+    spread: float | None = None
+    """Standard deviation of `value` over evaluation seeds."""
+
+
+class Promotion(NamedTuple):
+    """Whether a version is the champion now, and why or why not."""
+
+    promoted: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class ModelVersionInfo:
+    """A registered version."""
+
+    name: str
+    version: str
+    aliases: tuple[str, ...]
+    uri: str
+    """`models:/<name>/<version>`"""
+    run_id: str
+    tags: Mapping[str, str]
+
+
+def model_name(dataset: str, kind: str) -> str:
+    """`celeba-beam`, `synthetic-faces-autoencoder`. Raises ValueError on an unknown kind or a label of other characters."""
+    if kind not in _SIGNATURES:
+        raise ValueError(f"model kind {kind!r} is unknown; the kinds are {', '.join(_SIGNATURES)}")
+    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", dataset):
+        raise ValueError(f"data set label {dataset!r}: must be words of a-z and 0-9 joined by '-', such as 'celeba'")
+    return f"{dataset}-{kind}"
+
+
+def register_autoencoder(
+    model: PackagedAutoencoder,
+    run_id: str,
+    *,
+    data_hash: str,
+    recipe: str,
+    score: Score,
+    tags: Mapping[str, str] | None = None,
+    tracking: str | None = None,
+) -> ModelVersionInfo:
+    """Register `model` as a new version of `<dataset>-autoencoder`; as `register_beam`."""
+    return _register(model, "autoencoder", run_id, data_hash, recipe, score, tags, tracking)
+
+
+def register_beam(
+    model: PackagedBeam,
+    run_id: str,
+    *,
+    data_hash: str,
+    recipe: str,
+    score: Score,
+    tags: Mapping[str, str] | None = None,
+    tracking: str | None = None,
+) -> ModelVersionInfo:
+    """Register `model` as a new version of `<dataset>-beam`, without any alias, and return the version.
+
+    A version of the same content and tags is returned as it is, so a job that is run again registers nothing twice.
+
+    Args:
+        model: what to package; it is written, read back, and uploaded.
+        run_id: the MLflow run that trained it.
+        data_hash: hash of the manifest of its training data.
+        recipe: name of the recipe.
+        score: what `promote_if_better` compares.
+        tags: more tags of the version.
+        tracking: URI of the server; None: `tracking_uri()`.
+
+    Raises:
+        PackageError: the model holds values that are not finite, or parts that do not fit together.
+    """
+    return _register(model, "beam", run_id, data_hash, recipe, score, tags, tracking)
+
+
+def _register(
+    model: Packaged,
+    kind: str,
+    run_id: str,
+    data_hash: str,
+    recipe: str,
+    score: Score,
+    tags: Mapping[str, str] | None,
+    tracking: str | None,
+) -> ModelVersionInfo:
+    name = model_name(model.dataset, kind)
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "data"
+        content = model.save(data)
+        load_package(data)  # what cannot be read back is not registered
+        spread = {} if score.spread is None else {"score_spread": repr(float(score.spread))}
+        all_tags = {
+            **{key: str(value) for key, value in (tags or {}).items()},
+            "dataset": model.dataset,
+            "data_hash": data_hash,
+            "recipe": recipe,
+            "score_name": score.name,
+            "score": repr(float(score.value)),
+            "score_rows": str(score.rows),
+            **spread,
+            "content_hash": content,
+        }
+        if found := find_version(name, all_tags, tracking=tracking):
+            return found
+        client = MlflowClient(tracking or tracking_uri())
+        logged = _log_model(client, kind, run_id, data, Path(folder) / "model", all_tags)
+    try:
+        client.create_registered_model(name, description=f"{kind} trained on {model.dataset}")
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    # By its place and not as models:/<id>: MLflow would look the id up at the process-wide tracking URI.
+    version = client.create_model_version(
+        name, logged.artifact_location, run_id, tags=all_tags, model_id=logged.model_id
+    )
+    return _info(client, version)
+
+
+def _log_model(
+    client: MlflowClient, kind: str, run_id: str, data: Path, folder: Path, tags: dict[str, str]
+) -> LoggedModel:
+    """The package `data` as a logged model of the run; what `mlflow.pyfunc.log_model` does for the active run."""
+    experiment = client.get_run(run_id).info.experiment_id
+    logged = client.create_logged_model(experiment, name=kind, source_run_id=run_id, tags=tags, model_type="pyfunc")
+    try:
+        mlflow.pyfunc.save_model(
+            str(folder),
+            loader_module="pipeline.registry",
+            data_path=str(data),
+            mlflow_model=Model(artifact_path=kind, run_id=run_id, model_id=logged.model_id),
+            signature=_SIGNATURES[kind],
+            pip_requirements=_requirements(),
+            metadata={"beam_pipeline": importlib.metadata.version("beam-pipeline"), "dataset": tags["dataset"]},
+        )
+        client.log_model_artifacts(logged.model_id, str(folder))
+        client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+        return client.finalize_logged_model(logged.model_id, "READY")
+    except BaseException:
+        client.finalize_logged_model(logged.model_id, "FAILED")
+        raise
+
+
+def find_version(name: str, tags: Mapping[str, str], *, tracking: str | None = None) -> ModelVersionInfo | None:
+    """The newest version of `name` that has all of `tags`, or None (also when there is no such model or database)."""
+    client = _reader(tracking)
+    versions = [] if client is None else _versions(client, name)
+    for version in sorted(versions, key=lambda v: int(v.version), reverse=True):
+        if all(version.tags.get(key) == value for key, value in tags.items()):
+            assert client is not None
+            return _info(client, version)
+    return None
+
+
+def find_model(uri: str, *, tracking: str | None = None) -> ModelVersionInfo:
+    """The version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` names.
+
+    Raises:
+        RegistryError: no such name, alias or version; the message lists near names, or the aliases and versions.
+    """
+    match = re.fullmatch(r"models:/([^/@']+)(?:@([^/@]+)|/(\d+))?", uri)
+    if match is None:
+        raise RegistryError(f"{uri!r} names no version: write models:/NAME@ALIAS or models:/NAME/NUMBER")
+    name, alias, number = match.groups()
+    client = _reader(tracking)
+    if client is None:
+        raise RegistryError(f"there is no model {name!r}: {sqlite_file(tracking or tracking_uri())} does not exist yet")
+    try:
+        registered = client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise RegistryError(f"model {name!r} cannot be looked up ({_text(error)}); check the server") from error
+        names = [model.name for model in client.search_registered_models()]
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names
+        raise RegistryError(f"there is no model {name!r}; there is {', '.join(near) or 'none at all'}") from None
+    versions = {str(version.version): version for version in _versions(client, name)}
+    found = versions.get(str(registered.aliases.get(alias) if alias else number))
+    if found is None:
+        aliases = ", ".join(f"@{a} (version {v})" for a, v in sorted(registered.aliases.items())) or "no aliases"
+        numbers = ", ".join(sorted(versions, key=int)) or "none"
+        raise RegistryError(f"{uri!r} is not there; model {name!r} has {aliases}; versions: {numbers}")
+    return _info(client, found)
+
+
+def set_candidate(name: str, version: str, *, tracking: str | None = None) -> None:
+    """Give `version` the alias `candidate`."""
+    MlflowClient(tracking or tracking_uri()).set_registered_model_alias(name, CANDIDATE, version)
+
+
+def promote_if_better(name: str, version: str, *, tracking: str | None = None) -> Promotion:
+    """Make `version` the champion when there is none, or when its score beats the champion's on the same data hash.
+
+    Better is strictly smaller; the reason says when the difference is within the spread. It is kept as the version's tag
+    `promotion`. A version that is the champion already stays it.
+    """
+    client = MlflowClient(tracking or tracking_uri())
+    current = client.get_registered_model(name).aliases.get(CHAMPION)
+    new = client.get_model_version(name, version)
+    if str(current) == str(version):
+        return Promotion(True, new.tags.get("promotion", "it is the champion already"))
+    result = _compare(new, None if current is None else client.get_model_version(name, str(current)))
+    client.set_model_version_tag(name, version, "promotion", result.reason)
+    if result.promoted:
+        client.set_registered_model_alias(name, CHAMPION, version)
+    return result
+
+
+def _compare(new: ModelVersion, champion: ModelVersion | None) -> Promotion:
+    score = float(new.tags.get("score", "nan"))
+    label = new.tags.get("score_name", "score")
+    if not math.isfinite(score):
+        return Promotion(False, f"its {label} is {score}: not a finite number")
+    if champion is None:
+        return Promotion(True, f"there was no champion; {label} {score:.6g}")
+    theirs = f"champion (version {champion.version})"
+    for key, what in (("data_hash", "data"), ("score_name", "score"), ("score_rows", "number of rows")):
+        if new.tags.get(key) != champion.tags.get(key):
+            values = f"{new.tags.get(key)}, the champion's {champion.tags.get(key)}"
+            return Promotion(False, f"not comparable with the {theirs}: another {what} ({key} {values})")
+    other = float(champion.tags["score"])
+    if not score < other:
+        return Promotion(False, f"{label} {score:.6g} is not below {other:.6g} of the {theirs}")
+    spread = max(float(version.tags.get("score_spread", "0")) for version in (new, champion))
+    note = f"; the difference is within the spread {spread:.3g}" if other - score <= spread else ""
+    return Promotion(True, f"{label} {score:.6g} is below {other:.6g} of the {theirs}{note}")
+
+
+def load_model(uri: str, device: str = "cpu", *, tracking: str | None = None) -> Packaged:
+    """The model behind `models:/NAME@ALIAS`, `models:/NAME/NUMBER`, `runs:/RUN/NAME` or in a local folder, verified.
+
+    Raises:
+        RegistryError: there is no such model.
+        PackageError: its files are damaged or of an unknown kind or version.
+    """
+    if uri.startswith(("models:/", "runs:/")):
+        return load_package(_data_folder(_download(uri, tracking)), device)
+    if not Path(uri).is_dir():
+        raise RegistryError(
+            f"{uri!r} is no model: give models:/NAME@ALIAS, models:/NAME/NUMBER, runs:/RUN/NAME or a folder"
+        )
+    return load_package(_data_folder(Path(uri)), device)
+
+
+def _download(uri: str, tracking: str | None) -> Path:
+    """The local folder of a model's artifacts: their own place when that is on this machine, else a copy."""
+    server = tracking or tracking_uri()
+    place = uri
+    if uri.startswith("models:/"):
+        found = find_model(uri, tracking=tracking)
+        place = MlflowClient(server).get_model_version_download_uri(found.name, found.version)
+    elif _reader(tracking) is None:
+        raise RegistryError(f"there is no model {uri!r}: {sqlite_file(server)} does not exist yet")
+    try:
+        return Path(mlflow.artifacts.download_artifacts(artifact_uri=place, tracking_uri=server))
+    except (MlflowException, OSError) as error:
+        raise RegistryError(f"the files of {uri!r} cannot be fetched ({_text(error)})") from error
+
+
+def _data_folder(folder: Path) -> Path:
+    """Where the package lies in a model folder of MLflow, or the folder itself when it is a package."""
+    return folder / "data" if (folder / "MLmodel").is_file() else folder
+
+
+def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Packaged:
+    """What `mlflow.pyfunc.load_model` calls; `model_config={"device": "cuda"}` puts the model on a GPU."""
+    return load_package(path, (model_config or {}).get("device", "cpu"))
+
+
+def _requirements() -> list[str]:
+    """Exact versions of what a packaged model needs from PyPI. Our own package is not there: it has to be installed."""
+    packages = ("mlflow", "torch", "numpy", "safetensors")
+    return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in packages]
+
+
+def _reader(tracking: str | None) -> MlflowClient | None:
+    """A client for looking things up; None where an sqlite database is not there yet (MLflow would make one)."""
+    uri = tracking or tracking_uri()
+    file = sqlite_file(uri)
+    return None if file is not None and not file.is_file() else MlflowClient(uri)
+
+
+def _versions(client: MlflowClient, name: str) -> list[ModelVersion]:
+    versions, token = [], None
+    while True:
+        page = client.search_model_versions(f"name = '{name}'", max_results=1000, page_token=token)
+        versions += page
+        if not (token := page.token):
+            return versions
+
+
+def _info(client: MlflowClient, version: ModelVersion) -> ModelVersionInfo:
+    aliases = client.get_registered_model(version.name).aliases  # a search leaves them out of the versions
+    mine = tuple(sorted(alias for alias, number in aliases.items() if str(number) == str(version.version)))
+    number = str(version.version)
+    uri = f"models:/{version.name}/{number}"
+    return ModelVersionInfo(version.name, number, mine, uri, version.run_id or "", dict(version.tags))
+
+
+def _text(error: Exception) -> str:
+    """The first line of an error's message, for one of ours."""
+    return next(iter(without_secrets(str(error)).strip().splitlines()), type(error).__name__)[:300]
