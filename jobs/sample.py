@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+import torch
+
 from pipeline.packaged import PROTOCOLS, SAMPLE_DEFAULTS, PackagedBeam
 from pipeline.pictures import image_grid
 from pipeline.registry import load_model
@@ -34,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=SAMPLE_DEFAULTS["seed"], help="the same seed, the same pictures")
     parser.add_argument("--protocol", choices=PROTOCOLS, default=SAMPLE_DEFAULTS["protocol"], help="(%(default)s)")
     parser.add_argument("--columns", type=int, help="pictures per row (about the square root of their number)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(%(default)s)")
     return parser
 
 
@@ -48,16 +50,18 @@ def draw(arguments: argparse.Namespace) -> Path:
         raise ValueError(f"--out is {str(arguments.out)!r}: give a name that ends in .png")
     if arguments.columns is not None and arguments.columns < 1:
         raise ValueError(f"--columns is {arguments.columns}: must be at least 1")
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device is cuda, but torch finds no GPU here; use cpu")
     model = load_model(arguments.model, arguments.device)
     if not isinstance(model, PackagedBeam):
         raise ValueError(
             f"{arguments.model!r} is no BEAM but an autoencoder, which draws nothing; give a ...-beam model"
         )
     pixels = model.sample(arguments.n, arguments.gibbs_steps, arguments.seed, arguments.protocol)
-    title = (
-        f"{arguments.model.removeprefix('models:/').rstrip('/').split('/artifacts')[0]}: {arguments.n} samples, "
-        f"{arguments.protocol}, {arguments.gibbs_steps} sweeps, seed {arguments.seed}"
-    )
+    local = Path(arguments.model).is_dir()
+    name = Path(arguments.model).resolve().name if local else arguments.model.removeprefix("models:/")
+    sweeps = f"{arguments.protocol}, {arguments.gibbs_steps} sweeps, seed {arguments.seed}"
+    title = f"{name}: {arguments.n} samples, {sweeps}"
     columns = arguments.columns or max(1, round(arguments.n**0.5))
     return image_grid(pixels, columns, arguments.out, title=title, dataset=model.dataset)
 
@@ -66,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     try:
         print(draw(build_parser().parse_args(argv)))
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError) as error:
         print(f"jobs.sample: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0

@@ -10,11 +10,12 @@ A BEAM carries its autoencoder, so one folder is all that sampling pictures need
 version or with anything unknown in it is refused by name: half understood, it would give wrong pictures silently.
 """
 
+import contextlib
 import difflib
 import json
 import math
 import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -239,11 +240,24 @@ def load_package(folder: str | Path, device: torch.device | str = "cpu") -> Pack
             written by another version of the format.
     """
     folder = Path(folder)
-    try:
+    with _naming(folder):
         config = _read_config(folder)
         _, files, read = _READERS[config["kind"]]
-        tensors = {name: load_file(_verified(folder / name, config["files"][name]), str(device)) for name in files}
+        tensors = {name: load_file(folder / name, str(device)) for name in files}
         return _to_device(read(config, tensors), device)
+
+
+def verify_package(folder: str | Path) -> str:
+    """The hash that stands for the content of a package, once every file fits it. Raises PackageError."""
+    with _naming(Path(folder)):
+        return _read_config(Path(folder))["hash"]
+
+
+@contextlib.contextmanager
+def _naming(folder: Path) -> Iterator[None]:
+    """Errors inside become PackageErrors that name the folder."""
+    try:
+        yield
     except PackageError as error:
         raise PackageError(f"model in {folder}: {error}") from error.__cause__
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -251,6 +265,7 @@ def load_package(folder: str | Path, device: torch.device | str = "cpu") -> Pack
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
+    """config.json, checked, and with it the sha256 of every file."""
     path = folder / CONFIG_NAME
     try:
         config = json.loads(path.read_bytes())
@@ -270,15 +285,12 @@ def _read_config(folder: Path) -> dict[str, Any]:
     _refuse_unknown(f"{CONFIG_NAME}: files", config["files"], files)
     if canonical_hash({k: v for k, v in config.items() if k != "hash"}) != config["hash"]:
         raise PackageError(f"{CONFIG_NAME} was changed after it was written: its hash is not the recorded one")
+    for name in files:
+        if not (folder / name).is_file():
+            raise PackageError(f"file {name} is missing")
+        if (found := file_hash(folder / name)) != (written := config["files"][name]):
+            raise PackageError(f"file {name} is damaged: its sha256 is {found[:12]}, written was {written[:12]}")
     return config
-
-
-def _verified(path: Path, expected: str) -> Path:
-    if not path.is_file():
-        raise PackageError(f"file {path.name} is missing")
-    if (found := file_hash(path)) != expected:
-        raise PackageError(f"file {path.name} is damaged: its sha256 is {found[:12]}, written was {expected[:12]}")
-    return path
 
 
 def _write(folder: Path, kind: str, config: dict[str, Any], files: Mapping[str, Mapping[str, Tensor]]) -> str:

@@ -10,9 +10,10 @@ MLflow's process-wide tracking URI.
 
 import difflib
 import importlib.metadata
-import math
 import re
+import shutil
 import tempfile
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.packaged import SAMPLE_DEFAULTS, Packaged, PackagedAutoencoder, PackagedBeam, load_package
+from pipeline.packaged import (
+    SAMPLE_DEFAULTS,
+    Packaged,
+    PackagedAutoencoder,
+    PackagedBeam,
+    PackageError,
+    load_package,
+    verify_package,
+)
 from pipeline.tracking import (
     sqlite_file,
     tracking_uri,
@@ -53,26 +62,6 @@ class RegistryError(ValueError):
     """A model that is not there or cannot be used: says what was asked for, and what there is."""
 
 
-class Score(NamedTuple):
-    """What decides between models."""
-
-    name: str
-    """The recipe's `evaluation.selection_metric`."""
-    value: float
-    """Smaller is better."""
-    rows: int
-    """Rows of data and of model that it was measured on; values on other numbers of rows are not comparable."""
-    spread: float | None = None
-    """Standard deviation of `value` over evaluation seeds."""
-
-
-class Promotion(NamedTuple):
-    """Whether a version is the champion now, and why or why not."""
-
-    promoted: bool
-    reason: str
-
-
 @dataclass(frozen=True)
 class ModelVersionInfo:
     """A registered version."""
@@ -86,6 +75,18 @@ class ModelVersionInfo:
     tags: Mapping[str, str]
 
 
+class FetchedModel(NamedTuple):
+    """A registered version as a local folder."""
+
+    folder: Path
+    """For `load_package`."""
+    name: str
+    version: str
+    aliases: tuple[str, ...]
+    content_hash: str
+    """Stands for weights and settings alike."""
+
+
 def model_name(dataset: str, kind: str) -> str:
     """`celeba-beam`, `synthetic-faces-autoencoder`. Raises ValueError on an unknown kind or a label of other characters."""
     if kind not in _SIGNATURES:
@@ -97,26 +98,31 @@ def model_name(dataset: str, kind: str) -> str:
 
 def register_autoencoder(
     model: PackagedAutoencoder,
-    run_id: str,
     *,
+    run_id: str,
     data_hash: str,
     recipe: str,
-    score: Score,
-    tags: Mapping[str, str] | None = None,
+    score: float,
+    num_rows: int,
+    score_name: str = "reconstruction_mse",
+    spread: float | None = None,
     tracking: str | None = None,
 ) -> ModelVersionInfo:
-    """Register `model` as a new version of `<dataset>-autoencoder`; as `register_beam`."""
-    return _register(model, "autoencoder", run_id, data_hash, recipe, score, tags, tracking)
+    """Register `model` as a new version of `<dataset>-autoencoder`; see `register_beam`."""
+    tags = score_tags(data_hash, recipe, score_name, score, num_rows, spread)
+    return _register(model, "autoencoder", run_id, tags, tracking)
 
 
 def register_beam(
     model: PackagedBeam,
-    run_id: str,
     *,
+    run_id: str,
     data_hash: str,
     recipe: str,
-    score: Score,
-    tags: Mapping[str, str] | None = None,
+    score: float,
+    num_rows: int,
+    score_name: str = "frechet_latent",
+    spread: float | None = None,
     tracking: str | None = None,
 ) -> ModelVersionInfo:
     """Register `model` as a new version of `<dataset>-beam`, without any alias, and return the version.
@@ -126,59 +132,41 @@ def register_beam(
     Args:
         model: what to package; it is written, read back, and uploaded.
         run_id: the MLflow run that trained it.
-        data_hash: hash of the manifest of its training data.
+        data_hash: hash of the manifest of its data; only versions with the same one are compared.
         recipe: name of the recipe.
-        score: what `promote_if_better` compares.
-        tags: more tags of the version.
+        score: what decides between models; smaller is better.
+        num_rows: rows of data and of model that the score was measured on; values on other numbers are not comparable.
+        score_name: the recipe's `evaluation.selection_metric`.
+        spread: standard deviation of the score over evaluation seeds.
         tracking: URI of the server; None: `tracking_uri()`.
 
     Raises:
         PackageError: the model holds values that are not finite, or parts that do not fit together.
     """
-    return _register(model, "beam", run_id, data_hash, recipe, score, tags, tracking)
+    return _register(
+        model, "beam", run_id, score_tags(data_hash, recipe, score_name, score, num_rows, spread), tracking
+    )
 
 
-def _register(
-    model: Packaged,
-    kind: str,
-    run_id: str,
-    data_hash: str,
-    recipe: str,
-    score: Score,
-    tags: Mapping[str, str] | None,
-    tracking: str | None,
-) -> ModelVersionInfo:
+def _register(model: Packaged, kind: str, run_id: str, tags: dict[str, str], tracking: str | None) -> ModelVersionInfo:
     name = model_name(model.dataset, kind)
     with tempfile.TemporaryDirectory() as folder:
-        data = Path(folder) / "data"
-        content = model.save(data)
+        data = Path(folder) / "package"
+        tags = {**tags, "dataset": model.dataset, "content_hash": model.save(data)}
         load_package(data)  # what cannot be read back is not registered
-        spread = {} if score.spread is None else {"score_spread": repr(float(score.spread))}
-        all_tags = {
-            **{key: str(value) for key, value in (tags or {}).items()},
-            "dataset": model.dataset,
-            "data_hash": data_hash,
-            "recipe": recipe,
-            "score_name": score.name,
-            "score": repr(float(score.value)),
-            "score_rows": str(score.rows),
-            **spread,
-            "content_hash": content,
-        }
-        if found := find_version(name, all_tags, tracking=tracking):
+        if found := find_version(name, tags, tracking=tracking):
             return found
         client = MlflowClient(tracking or tracking_uri())
-        logged = _log_model(client, kind, run_id, data, Path(folder) / "model", all_tags)
+        logged = _log_model(client, kind, run_id, data, Path(folder) / "model", tags)
     try:
         client.create_registered_model(name, description=f"{kind} trained on {model.dataset}")
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     # By its place and not as models:/<id>: MLflow would look the id up at the process-wide tracking URI.
-    version = client.create_model_version(
-        name, logged.artifact_location, run_id, tags=all_tags, model_id=logged.model_id
+    return _info(
+        client, client.create_model_version(name, logged.artifact_location, run_id, tags, model_id=logged.model_id)
     )
-    return _info(client, version)
 
 
 def _log_model(
@@ -188,15 +176,17 @@ def _log_model(
     experiment = client.get_run(run_id).info.experiment_id
     logged = client.create_logged_model(experiment, name=kind, source_run_id=run_id, tags=tags, model_type="pyfunc")
     try:
-        mlflow.pyfunc.save_model(
-            str(folder),
-            loader_module="pipeline.registry",
-            data_path=str(data),
-            mlflow_model=Model(artifact_path=kind, run_id=run_id, model_id=logged.model_id),
-            signature=_SIGNATURES[kind],
-            pip_requirements=_requirements(),
-            metadata={"beam_pipeline": importlib.metadata.version("beam-pipeline"), "dataset": tags["dataset"]},
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*input example was not provided")  # the signature says it all
+            mlflow.pyfunc.save_model(
+                str(folder),
+                loader_module=__name__,
+                data_path=str(data),
+                mlflow_model=Model(artifact_path=kind, run_id=run_id, model_id=logged.model_id),
+                signature=_SIGNATURES[kind],
+                pip_requirements=_requirements(),
+                metadata={"beam_pipeline": importlib.metadata.version("beam-pipeline"), "dataset": tags["dataset"]},
+            )
         client.log_model_artifacts(logged.model_id, str(folder))
         client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
         return client.finalize_logged_model(logged.model_id, "READY")
@@ -205,13 +195,20 @@ def _log_model(
         raise
 
 
-def find_version(name: str, tags: Mapping[str, str], *, tracking: str | None = None) -> ModelVersionInfo | None:
-    """The newest version of `name` that has all of `tags`, or None (also when there is no such model or database)."""
+def find_version(name: str, wanted: str | Mapping[str, str], *, tracking: str | None = None) -> ModelVersionInfo | None:
+    """The newest version of `name` with the number, or with all of the tags, `wanted`; None when there is none.
+
+    It asks for nothing to exist: no model of that name and no database yet give None too.
+    """
     client = _reader(tracking)
-    versions = [] if client is None else _versions(client, name)
-    for version in sorted(versions, key=lambda v: int(v.version), reverse=True):
-        if all(version.tags.get(key) == value for key, value in tags.items()):
-            assert client is not None
+    if client is None:
+        return None
+    for version in sorted(_versions(client, name), key=lambda v: int(v.version), reverse=True):
+        if isinstance(wanted, str):
+            fits = str(version.version) == wanted
+        else:
+            fits = all(version.tags.get(key) == value for key, value in wanted.items())
+        if fits:
             return _info(client, version)
     return None
 
@@ -262,31 +259,12 @@ def promote_if_better(name: str, version: str, *, tracking: str | None = None) -
     new = client.get_model_version(name, version)
     if str(current) == str(version):
         return Promotion(True, new.tags.get("promotion", "it is the champion already"))
-    result = _compare(new, None if current is None else client.get_model_version(name, str(current)))
+    champion = None if current is None else client.get_model_version(name, str(current)).tags
+    result = compare_scores(new.tags, champion, str(current))
     client.set_model_version_tag(name, version, "promotion", result.reason)
     if result.promoted:
         client.set_registered_model_alias(name, CHAMPION, version)
     return result
-
-
-def _compare(new: ModelVersion, champion: ModelVersion | None) -> Promotion:
-    score = float(new.tags.get("score", "nan"))
-    label = new.tags.get("score_name", "score")
-    if not math.isfinite(score):
-        return Promotion(False, f"its {label} is {score}: not a finite number")
-    if champion is None:
-        return Promotion(True, f"there was no champion; {label} {score:.6g}")
-    theirs = f"champion (version {champion.version})"
-    for key, what in (("data_hash", "data"), ("score_name", "score"), ("score_rows", "number of rows")):
-        if new.tags.get(key) != champion.tags.get(key):
-            values = f"{new.tags.get(key)}, the champion's {champion.tags.get(key)}"
-            return Promotion(False, f"not comparable with the {theirs}: another {what} ({key} {values})")
-    other = float(champion.tags["score"])
-    if not score < other:
-        return Promotion(False, f"{label} {score:.6g} is not below {other:.6g} of the {theirs}")
-    spread = max(float(version.tags.get("score_spread", "0")) for version in (new, champion))
-    note = f"; the difference is within the spread {spread:.3g}" if other - score <= spread else ""
-    return Promotion(True, f"{label} {score:.6g} is below {other:.6g} of the {theirs}{note}")
 
 
 def load_model(uri: str, device: str = "cpu", *, tracking: str | None = None) -> Packaged:
@@ -305,24 +283,66 @@ def load_model(uri: str, device: str = "cpu", *, tracking: str | None = None) ->
     return load_package(_data_folder(Path(uri)), device)
 
 
+def fetch_model(uri: str, cache: str | Path, *, tracking: str | None = None) -> FetchedModel:
+    """The package of a registered version as a folder below `cache`: fetched once, verified every time.
+
+    Raises:
+        RegistryError, PackageError: as `load_model`.
+    """
+    found = find_model(uri, tracking=tracking)
+    target = Path(cache) / f"{found.name}-v{found.version}-{found.tags.get('content_hash', '')[:12]}"
+    try:
+        content = verify_package(target)
+    except PackageError:  # not there yet, or damaged since
+        source = _data_folder(_download(found.uri, tracking))
+        content = verify_package(source)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetching-") as folder:
+            shutil.copytree(source, Path(folder) / "data")
+            shutil.rmtree(target, ignore_errors=True)
+            (Path(folder) / "data").rename(target)
+    return FetchedModel(target, found.name, found.version, found.aliases, content)
+
+
 def _download(uri: str, tracking: str | None) -> Path:
     """The local folder of a model's artifacts: their own place when that is on this machine, else a copy."""
     server = tracking or tracking_uri()
-    place = uri
-    if uri.startswith("models:/"):
-        found = find_model(uri, tracking=tracking)
-        place = MlflowClient(server).get_model_version_download_uri(found.name, found.version)
-    elif _reader(tracking) is None:
-        raise RegistryError(f"there is no model {uri!r}: {sqlite_file(server)} does not exist yet")
     try:
+        if uri.startswith("models:/"):
+            found = find_model(uri, tracking=tracking)
+            place = MlflowClient(server).get_model_version_download_uri(found.name, found.version)
+        else:
+            place = _logged_place(uri, tracking)
         return Path(mlflow.artifacts.download_artifacts(artifact_uri=place, tracking_uri=server))
     except (MlflowException, OSError) as error:
         raise RegistryError(f"the files of {uri!r} cannot be fetched ({_text(error)})") from error
 
 
+def _logged_place(uri: str, tracking: str | None) -> str:
+    """Where the newest model lies that `runs:/RUN/NAME` names."""
+    match = re.fullmatch(r"runs:/([^/]+)/([^/]+)", uri)
+    client = _reader(tracking)
+    if match is None or client is None:
+        raise RegistryError(f"there is no model {uri!r}: write runs:/RUN/NAME, and look at the tracking URI")
+    outputs = client.get_run(match[1]).outputs
+    models = [client.get_logged_model(o.model_id) for o in (outputs.model_outputs if outputs else [])]
+    ready = [model for model in models if model.name == match[2] and model.status == "READY"]
+    if not ready:
+        names = ", ".join(sorted({model.name for model in models})) or "none"
+        raise RegistryError(f"run {match[1]} has no model {match[2]!r}; its models: {names}")
+    return max(ready, key=lambda model: model.creation_timestamp).artifact_location
+
+
 def _data_folder(folder: Path) -> Path:
     """Where the package lies in a model folder of MLflow, or the folder itself when it is a package."""
-    return folder / "data" if (folder / "MLmodel").is_file() else folder
+    if not (folder / "MLmodel").is_file():
+        return folder
+    flavor = Model.load(str(folder)).flavors.get("python_function", {})
+    if flavor.get("loader_module") != __name__ or "data" not in flavor:
+        raise RegistryError(
+            f"model in {folder} was not packaged by this program (loader {flavor.get('loader_module')!r})"
+        )
+    return folder / flavor["data"]
 
 
 def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Packaged:
@@ -344,7 +364,8 @@ def _reader(tracking: str | None) -> MlflowClient | None:
 
 
 def _versions(client: MlflowClient, name: str) -> list[ModelVersion]:
-    versions, token = [], None
+    versions: list[ModelVersion] = []
+    token: str | None = None
     while True:
         page = client.search_model_versions(f"name = '{name}'", max_results=1000, page_token=token)
         versions += page

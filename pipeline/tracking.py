@@ -8,26 +8,24 @@ here touches MLflow's process-wide state of active runs.
 A step that is logged twice, because a run went on from a checkpoint, is stored twice: readers take the last.
 """
 
-import importlib.metadata
 import json
 import logging
 import math
 import os
-import platform
 import re
-import subprocess
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 # Read by mlflow when it is imported or makes a request; a value set by the user stays. No usage data leaves the machine,
 # and a dead server costs seconds instead of the default four minutes per call.
 for _name, _value in {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
@@ -40,8 +38,7 @@ from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor  # noqa: E402
 
 from pipeline.config import flatten  # noqa: E402
-
-Status = Literal["FINISHED", "FAILED", "KILLED"]
+from pipeline.provenance import environment_tags, project_root, without_secrets  # noqa: E402
 
 BATCH_METRICS = 1000  # MLflow's bounds per call, and per value
 BATCH_PARAMS = 100
@@ -56,43 +53,14 @@ class TrackingError(ValueError):
     """A run cannot be started: says where it was to be written, and why not."""
 
 
-_TREE = Path(__file__).resolve().parents[1]
-_IN_TREE = (_TREE / "pyproject.toml").is_file()  # false when installed into site-packages
-
-
-def project_root() -> Path:
-    """The folder of pyproject.toml when the package runs from its source tree, else the current folder."""
-    return _TREE if _IN_TREE else Path.cwd()
-
-
 def tracking_uri() -> str:
     """MLFLOW_TRACKING_URI, or MLflow's own default place in the project root: `sqlite:///<root>/mlflow.db`."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project_root().as_posix()}/mlflow.db"
 
 
-def without_secrets(text: str) -> str:
-    """`text` with the user and password of every URL in it replaced, for messages."""
-    return re.sub(r"://[^/@\s]+@", "://***@", text)
-
-
 def sqlite_file(uri: str) -> Path | None:
     """The database file of an sqlite URI (absolute), or None for any other URI."""
     return Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None
-
-
-def environment_tags() -> dict[str, str]:
-    """Tags that say which code ran: git commit, whether files differed from it, versions. No names of machines or users."""
-    tags = {"version.python": platform.python_version()}
-    for package in ("torch", "ray", "mlflow", "faiss-cpu", "faiss-gpu"):
-        try:
-            tags[f"version.{package}"] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    commit = _git("rev-parse", "HEAD")
-    if commit:
-        changed = _git("status", "--porcelain", "--untracked-files=no")
-        tags |= {"mlflow.source.git.commit": commit, "git.dirty": "unknown" if changed is None else str(bool(changed))}
-    return tags
 
 
 class Tracker:
@@ -212,8 +180,11 @@ class Tracker:
         with self._sending:
             return self._send_rows() and self._send_uploads()
 
-    def finish(self, status: Status = "FINISHED") -> bool:
-        """Send all that waits and close the run. Returns False, after a warning, when the server did not take it all."""
+    def finish(self, status: str = "FINISHED") -> bool:
+        """Send all that waits and close the run as FINISHED, FAILED or KILLED.
+
+        Returns False, after a warning, when the server did not take it all.
+        """
         self._stop.set()
         self._wake.set()
         self._thread.join()
@@ -346,18 +317,6 @@ def _new_params(leaves: Mapping[str, Any], known: Mapping[str, str]) -> tuple[li
     }
     changed = {key: value for key, value in values.items() if key in known and known[key] != value}
     return [Param(key, value) for key, value in values.items() if key not in known], changed
-
-
-def _git(*arguments: str) -> str | None:
-    """What git prints in the source tree, or None where there is no tree, no git, no repository or no answer."""
-    if not _IN_TREE:
-        return None
-    command = ["git", "--no-optional-locks", "-C", str(_TREE), *arguments]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
 
 
 def _first_line(error: Exception) -> str:
