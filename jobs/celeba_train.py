@@ -9,9 +9,11 @@ import argparse
 import dataclasses
 import json
 import logging
+import os
 import shutil
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,8 @@ from data_prep.manifest import write_json
 from data_prep.synthetic_faces import draw_dataset
 from jobs.evaluate import TABLE_KEYS, Scene, as_text, compare
 from jobs.face_pictures import make_pictures
-from jobs.prepare import fetch_autoencoder, prepare_latents, prepare_pixels
+from jobs.prepare import encoder_name, prepare_latents, prepare_pixels
+from jobs.ray_session import ray_session
 from jobs.recipes import AUTOENCODER_OF, recipe
 from jobs.stages import Stages
 from jobs.tracked import start_tracker
@@ -34,7 +37,7 @@ from pipeline.models.rbm import RBM
 from pipeline.packaged import PackagedAutoencoder, PackagedBeam, load_package
 from pipeline.registry import (
     RegistryError,
-    Score,
+    fetch_model,
     find_model,
     model_name,
     promote_if_better,
@@ -44,7 +47,6 @@ from pipeline.registry import (
 )
 from pipeline.samplers.gibbs import ChainState
 from pipeline.samplers.protocols import WideStart
-from pipeline.tracking import Status
 from pipeline.training.checkpoint import load_latest, save_checkpoint
 from pipeline.training.objective import NonFinite
 
@@ -106,7 +108,7 @@ class Chain:
             shutil.rmtree(folder)
         job = TrainJob(config.to_dict(), str(data_dir), manifest.hash, str(folder))
         tracker = start_tracker(folder, config, manifest.dataset, manifest.hash, self.folder.name)
-        status: Status = "FAILED"
+        status = "FAILED"
         try:
             outcome = run_training(job, self.args.workers, self.args.local, tracker, self.cache, part)
             status = "FINISHED" if outcome.finished else "KILLED"
@@ -135,7 +137,8 @@ class Chain:
                 run_id=run_id,
                 data_hash=manifest.hash,
                 recipe=self.autoencoder_config.name,
-                score=Score("reconstruction_mse", last["reconstruction_mse"], num_rows),
+                score=last["reconstruction_mse"],
+                num_rows=num_rows,
             )
             set_candidate(version.name, version.version)
             promotion = promote_if_better(version.name, version.version)
@@ -148,16 +151,17 @@ class Chain:
 
     def latents(self, pixel_dir: Path, autoencoder: dict[str, Any]) -> tuple[Path, Manifest, PackagedAutoencoder]:
         """Encode with the registered champion."""
-        fetched = fetch_autoencoder(f"models:/{autoencoder['name']}@champion", self.cache)
-        folder = pixel_dir.parent / f"latents-{fetched.encoder.replace('/', '-')}"
+        fetched = fetch_model(f"models:/{autoencoder['name']}@champion", self.cache / "models")
+        encoder = encoder_name(fetched)
+        folder = pixel_dir.parent / f"latents-{encoder.replace('/', '-')}"
 
         def make() -> dict[str, Any]:
             made = prepare_latents(pixel_dir, folder, fetched, self.cache, self.args.local)
-            return {"hash": made.hash, "encoder": fetched.encoder}
+            return {"hash": made.hash, "encoder": encoder}
 
         self.stages.run(
             "latents",
-            {"pixels": read_manifest(pixel_dir).hash, "encoder": fetched.encoder},
+            {"pixels": read_manifest(pixel_dir).hash, "encoder": encoder},
             make,
             lambda out: (folder / "manifest.json").exists() and read_manifest(folder).hash == out["hash"],
         )
@@ -267,7 +271,10 @@ def run_chain(chain: Chain) -> dict[str, Any]:
             run_id=beam["run_id"],
             data_hash=pixels.hash,
             recipe=chain.config.name,
-            score=Score(metric, metrics[metric], len(test), metrics[f"{metric}_spread"]),
+            score=metrics[metric],
+            score_name=metric,
+            num_rows=len(test),
+            spread=metrics[f"{metric}_spread"],
         )
         set_candidate(version.name, version.version)
         promotion = promote_if_better(version.name, version.version)
@@ -376,7 +383,8 @@ def main(argv: list[str] | None = None) -> int:
         folder = (args.runs / (args.name or f"{label}-{args.recipe}")).resolve()
         cache = args.cache.resolve()
         chain = Chain(args, config, autoencoder_config, folder, cache, Stages(folder, STAGES, args.redo_from))
-        summary = run_chain(chain)
+        with nullcontext() if args.local else ray_session(cache, max(args.workers, os.cpu_count() or 1)):
+            summary = run_chain(chain)
     except Stopped as stop:
         print(f"{stop}; the same command goes on from there", file=sys.stderr)
         return 130

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from tqdm import tqdm
@@ -38,7 +38,7 @@ from jobs.ray_session import ray_session
 from pipeline.data.shards import Manifest
 from pipeline.models.autoencoder import computing_in
 from pipeline.packaged import PackagedAutoencoder, load_package
-from pipeline.registry import ModelVersionInfo, find_model, load_model
+from pipeline.registry import FetchedModel, fetch_model
 
 MAX_RETRIES = 3
 Spec = TypeVar("Spec")
@@ -53,31 +53,14 @@ def prepare_pixels(source: CelebASource, out_dir: Path, settings: PixelSettings,
     return finish_pixels(source, out_dir, specs, results)
 
 
-class FetchedAutoencoder(NamedTuple):
-    """A registered autoencoder, copied to where all tasks can read it."""
-
-    info: ModelVersionInfo
-    folder: Path
-    encoder: str
-    """What the manifest calls the encoder: registry name, version and hash of the package."""
+def encoder_name(fetched: FetchedModel) -> str:
+    """What a manifest calls an encoder: registry name, version and hash of the package."""
+    return f"{fetched.name}/{fetched.version}/{fetched.content_hash[:12]}"
 
 
-def fetch_autoencoder(uri: str, cache: Path) -> FetchedAutoencoder:
-    """The autoencoder behind `models:/NAME@ALIAS` or `models:/NAME/NUMBER`, verified, as a package in the cache.
-
-    Raises RegistryError when there is none, PackageError when it is damaged.
-    """
-    info = find_model(uri)
-    model = load_model(info.uri)
-    if not isinstance(model, PackagedAutoencoder):
-        raise ValueError(f"{uri} is no autoencoder but a {type(model).__name__}")
-    folder = cache / "models" / f"{info.name}-{info.version}-{info.run_id[:8]}"
-    return FetchedAutoencoder(info, folder, f"{info.name}/{info.version}/{model.save(folder)[:12]}")
-
-
-def prepare_latents(pixel_dir: Path, out_dir: Path, fetched: FetchedAutoencoder, cache: Path, local: bool) -> Manifest:
+def prepare_latents(pixel_dir: Path, out_dir: Path, fetched: FetchedModel, cache: Path, local: bool) -> Manifest:
     """Latent shards and manifest in `out_dir`, by a fetched autoencoder; skips what is there."""
-    settings = LatentSettings(encoder_version=fetched.encoder)
+    settings = LatentSettings(encoder_version=encoder_name(fetched))
     if (found := latents_up_to_date(pixel_dir, out_dir, settings)) is not None:
         return found
     specs = plan_latent_shards(pixel_dir, out_dir, settings)
@@ -163,7 +146,7 @@ def main(argv: list[str] | None = None) -> int:
             settings = PixelSettings(crop=args.crop, max_bad_share=args.max_bad_share)
             manifest = prepare_pixels(open_celeba(args.celeba), args.out.resolve(), settings, cache, args.local)
         else:
-            fetched = fetch_autoencoder(args.model, cache)
+            fetched = fetch_model(args.model, cache / "models")
             manifest = prepare_latents(args.pixels.resolve(), args.out.resolve(), fetched, cache, args.local)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

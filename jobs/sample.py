@@ -24,7 +24,7 @@ class _Parser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line's options."""
-    parser = _Parser(prog="jobs.sample", description="Draw samples of a trained BEAM as one PNG.")
+    parser = _Parser(prog="jobs.sample", allow_abbrev=False, description="Draw samples of a trained BEAM as one PNG.")
     parser.add_argument(
         "--model", required=True, help="models:/NAME@ALIAS, models:/NAME/NUMBER, runs:/RUN/NAME or a folder"
     )

@@ -187,7 +187,7 @@ class PackagedBeam:
         shapes = {"visible": width, "hidden": run.model.num_hidden, "beta": 1}
         _check_shapes("chains.safetensors", chains, {name: (num_chains, size) for name, size in shapes.items()})
         return PackagedBeam(
-            rbm.requires_grad_(False),
+            rbm,
             run,
             Whitening(moments["whitening.mean"], moments["whitening.std"]),
             WideStart(moments["wide_start.mean"], moments["wide_start.std"]),
@@ -244,7 +244,7 @@ def load_package(folder: str | Path, device: torch.device | str = "cpu") -> Pack
         config = _read_config(folder)
         _, files, read = _READERS[config["kind"]]
         tensors = {name: load_file(folder / name, str(device)) for name in files}
-        return _to_device(read(config, tensors), device)
+        return read(config, tensors)
 
 
 def verify_package(folder: str | Path) -> str:
@@ -278,8 +278,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise PackageError(
             f"format_version is {version!r}; this program knows {FORMAT_VERSION}: use the version of the package that wrote it"
         )
-    if config.get("kind") not in _READERS:
-        raise PackageError(f"kind is {config.get('kind')!r}; the known kinds are {', '.join(_READERS)}")
+    if (kind := config.get("kind")) not in list(_READERS):
+        raise PackageError(f"kind is {kind!r}; the known kinds are {', '.join(_READERS)}")
     fields, files, _ = _READERS[config["kind"]]
     _refuse_unknown(CONFIG_NAME, config, (*_COMMON, *fields))
     _refuse_unknown(f"{CONFIG_NAME}: files", config["files"], files)
@@ -308,18 +308,9 @@ def _write(folder: Path, kind: str, config: dict[str, Any], files: Mapping[str, 
     return config["hash"]
 
 
-def _to_device(model: Packaged, device: torch.device | str) -> Packaged:
-    """The model with its modules on `device`; the other tensors were read there."""
-    if isinstance(model, PackagedBeam):
-        model.rbm.to(device)
-    autoencoder = model.autoencoder if isinstance(model, PackagedBeam) else model
-    autoencoder.model.to(device)
-    return model
-
-
 def _load_weights(module: nn.Module, tensors: Mapping[str, Tensor], file: str) -> None:
     _check_shapes(file, tensors, {name: tuple(value.shape) for name, value in module.state_dict().items()})
-    module.load_state_dict(dict(tensors))
+    module.to(next(iter(tensors.values())).device).load_state_dict(dict(tensors))
     module.requires_grad_(False)
 
 

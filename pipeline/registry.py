@@ -8,13 +8,15 @@ Versions hold what pipeline/packaged.py writes: safetensors and JSON. Every call
 MLflow's process-wide tracking URI.
 """
 
+import contextlib
 import difflib
 import importlib.metadata
 import re
 import shutil
 import tempfile
+import urllib.parse
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,11 +32,9 @@ from pipeline.packaged import (
     load_package,
     verify_package,
 )
-from pipeline.tracking import (
-    sqlite_file,
-    tracking_uri,
-    without_secrets,
-)  # before mlflow: sets what that reads at import
+from pipeline.provenance import without_secrets
+from pipeline.scores import Promotion, compare_scores, score_tags
+from pipeline.tracking import sqlite_file, tracking_uri  # before mlflow: it sets what mlflow reads at its import
 
 # isort: split
 import mlflow.artifacts
@@ -143,9 +143,8 @@ def register_beam(
     Raises:
         PackageError: the model holds values that are not finite, or parts that do not fit together.
     """
-    return _register(
-        model, "beam", run_id, score_tags(data_hash, recipe, score_name, score, num_rows, spread), tracking
-    )
+    tags = score_tags(data_hash, recipe, score_name, score, num_rows, spread)
+    return _register(model, "beam", run_id, tags, tracking)
 
 
 def _register(model: Packaged, kind: str, run_id: str, tags: dict[str, str], tracking: str | None) -> ModelVersionInfo:
@@ -164,9 +163,8 @@ def _register(model: Packaged, kind: str, run_id: str, tags: dict[str, str], tra
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     # By its place and not as models:/<id>: MLflow would look the id up at the process-wide tracking URI.
-    return _info(
-        client, client.create_model_version(name, logged.artifact_location, run_id, tags, model_id=logged.model_id)
-    )
+    place = logged.artifact_location
+    return _info(client, client.create_model_version(name, place, run_id, tags, model_id=logged.model_id))
 
 
 def _log_model(
@@ -191,7 +189,8 @@ def _log_model(
         client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
         return client.finalize_logged_model(logged.model_id, "READY")
     except BaseException:
-        client.finalize_logged_model(logged.model_id, "FAILED")
+        with contextlib.suppress(Exception):
+            client.finalize_logged_model(logged.model_id, "FAILED")
         raise
 
 
@@ -275,7 +274,8 @@ def load_model(uri: str, device: str = "cpu", *, tracking: str | None = None) ->
         PackageError: its files are damaged or of an unknown kind or version.
     """
     if uri.startswith(("models:/", "runs:/")):
-        return load_package(_data_folder(_download(uri, tracking)), device)
+        with _artifacts(uri, tracking) as folder:
+            return load_package(_data_folder(folder), device)
     if not Path(uri).is_dir():
         raise RegistryError(
             f"{uri!r} is no model: give models:/NAME@ALIAS, models:/NAME/NUMBER, runs:/RUN/NAME or a folder"
@@ -294,28 +294,35 @@ def fetch_model(uri: str, cache: str | Path, *, tracking: str | None = None) -> 
     try:
         content = verify_package(target)
     except PackageError:  # not there yet, or damaged since
-        source = _data_folder(_download(found.uri, tracking))
-        content = verify_package(source)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetching-") as folder:
-            shutil.copytree(source, Path(folder) / "data")
+        with (
+            _artifacts(found.uri, tracking) as artifacts,
+            tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetching-") as temporary,
+        ):
+            copy = Path(temporary) / "package"
+            shutil.copytree(_data_folder(artifacts), copy)
+            content = verify_package(copy)
             shutil.rmtree(target, ignore_errors=True)
-            (Path(folder) / "data").rename(target)
+            copy.rename(target)
     return FetchedModel(target, found.name, found.version, found.aliases, content)
 
 
-def _download(uri: str, tracking: str | None) -> Path:
-    """The local folder of a model's artifacts: their own place when that is on this machine, else a copy."""
+@contextlib.contextmanager
+def _artifacts(uri: str, tracking: str | None) -> Iterator[Path]:
+    """The folder of a model's artifacts: their own place when that is on this machine, else a copy for the time being."""
     server = tracking or tracking_uri()
-    try:
-        if uri.startswith("models:/"):
-            found = find_model(uri, tracking=tracking)
-            place = MlflowClient(server).get_model_version_download_uri(found.name, found.version)
-        else:
-            place = _logged_place(uri, tracking)
-        return Path(mlflow.artifacts.download_artifacts(artifact_uri=place, tracking_uri=server))
-    except (MlflowException, OSError) as error:
-        raise RegistryError(f"the files of {uri!r} cannot be fetched ({_text(error)})") from error
+    with tempfile.TemporaryDirectory() as temporary:
+        try:
+            if uri.startswith("models:/"):
+                found = find_model(uri, tracking=tracking)
+                place = MlflowClient(server).get_model_version_download_uri(found.name, found.version)
+            else:
+                place = _logged_place(uri, tracking)
+            copy_to = None if urllib.parse.urlparse(place).scheme in ("", "file") else temporary
+            folder = mlflow.artifacts.download_artifacts(place, dst_path=copy_to, tracking_uri=server)
+        except (MlflowException, OSError) as error:
+            raise RegistryError(f"the files of {uri!r} cannot be fetched ({_text(error)})") from error
+        yield Path(folder)
 
 
 def _logged_place(uri: str, tracking: str | None) -> str:

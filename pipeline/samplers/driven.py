@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.models.rbm import RBM
+from pipeline.models.rbm import RBM, Couplings
 from pipeline.samplers.gibbs import ChainState, gibbs_sweep
 
 
@@ -57,9 +57,14 @@ class DrivenGibbs:
     min_beta: float = 1e-3
 
     @torch.no_grad()
-    def run(self, rbm: RBM, chains: ChainState, generator: torch.Generator) -> ChainState:
-        """The chains after `num_sweeps` sweeps; in each, beta moves first, then h, then v."""
-        couplings = rbm.couplings()
+    def run(
+        self, rbm: RBM, chains: ChainState, generator: torch.Generator, couplings: Couplings | None = None
+    ) -> ChainState:
+        """The chains after `num_sweeps` sweeps; in each, beta moves first, then h, then v.
+
+        `couplings` are `rbm.couplings()` of the present parameters, where the caller has them already.
+        """
+        couplings = couplings or rbm.couplings()
         for _ in range(self.num_sweeps):
             beta = self.process.step(chains.beta, generator)
             used = None if self.process.std == 0 else beta.clamp(min=self.min_beta)

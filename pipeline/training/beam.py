@@ -18,7 +18,7 @@ from pipeline.critics.neighbors import BACKENDS, NeighborCritic, choose_backend
 from pipeline.data.batches import Batches
 from pipeline.gradients import data_weights, particle_weights
 from pipeline.models.initialize import initialize_rbm
-from pipeline.models.rbm import Hidden
+from pipeline.models.rbm import Couplings, Hidden
 from pipeline.optimizers import build_optimizer, load_optimizer_state, optimizer_state, set_learning_rate
 from pipeline.samplers.driven import DrivenGibbs, GammaProcess, plain_gibbs
 from pipeline.samplers.gibbs import ChainState
@@ -132,7 +132,8 @@ class BeamObjective:
         """One update; see Objective.step. All returned numbers are global."""
         gamma = self.position(step).phase.gamma
         memory = self._take_memory() if gamma < 1 else None
-        particles = [self._move_block(i) for i in range(len(self.blocks))]
+        couplings = self.rbm.couplings()
+        particles = [self._move_block(i, couplings) for i in range(len(self.blocks))]
         data = [self.batches.block(step, b) for b in self.blocks]
         data_hidden = [self.rbm.hidden_statistics(rows) for rows in data]
         data_features = self._data_features(data, data_hidden) if gamma < 1 else []
@@ -164,11 +165,11 @@ class BeamObjective:
             chains = self.wide_start.draw(self.rbm, rows, generator)
         return chains._replace(beta=self.sampler.process.stationary(chains.beta, generator))
 
-    def _move_block(self, i: int) -> Statistics:
+    def _move_block(self, i: int, couplings: Couplings) -> Statistics:
         """Sweep this worker's i-th block of chains and take its statistics at beta = 1."""
         generator = self.generators[i]
-        self.chains[i] = self.sampler.run(self.rbm, self.chains[i], generator)
-        visible = self.statistics_sampler.run(self.rbm, self.chains[i], generator).visible
+        self.chains[i] = self.sampler.run(self.rbm, self.chains[i], generator, couplings)
+        visible = self.statistics_sampler.run(self.rbm, self.chains[i], generator, couplings).visible
         hidden = self.rbm.hidden_statistics(visible)
         feature = self.config.critic.feature if self.config.critic else "hidden_mean"
         if feature == "hidden_sample":
@@ -388,8 +389,9 @@ class BeamObjective:
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """See Objective.load_state."""
-        expected = {k: v.shape for k, v in self.state().items() if not k.startswith(("optimizer.", "memory."))}
-        found = {k: v.shape for k, v in state.items() if not k.startswith(("optimizer.", "memory."))}
+        optional = ("optimizer.", "memory.", "critic.")  # not there before the first step, or in the first phase
+        expected = {k: v.shape for k, v in self.state().items() if not k.startswith(optional)}
+        found = {k: v.shape for k, v in state.items() if not k.startswith(optional)}
         if expected != found:
             wrong = sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k))
             raise ValueError(
