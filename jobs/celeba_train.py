@@ -143,7 +143,14 @@ class Chain:
             set_candidate(version.name, version.version)
             promotion = promote_if_better(version.name, version.version)
             _log.info("%s version %s: %s", version.name, version.version, promotion.reason)
-            return {"version": version.version, "run_id": run_id, "seconds": outcome.seconds, **last}
+            content = version.tags["content_hash"]
+            return {
+                "version": version.version,
+                "content": content,
+                "run_id": run_id,
+                "seconds": outcome.seconds,
+                **last,
+            }
 
         inputs = {"data": manifest.hash, "config": self.autoencoder_config.to_dict()}
         outputs = self.stages.run("autoencoder", inputs, make, lambda out: _registered(name, out))
@@ -224,9 +231,9 @@ class Chain:
 
 
 def _registered(name: str, outputs: dict[str, Any]) -> bool:
-    """True when the version of a stage's record is (still) in the registry, made by the same run."""
+    """True when the version of a stage's record is (still) in the registry, with the same content."""
     try:
-        return find_model(f"models:/{name}/{outputs['version']}").run_id == outputs["run_id"]
+        return find_model(f"models:/{name}/{outputs['version']}").tags["content_hash"] == outputs["content"]
     except RegistryError:
         return False
 
@@ -281,7 +288,7 @@ def run_chain(chain: Chain) -> dict[str, Any]:
         return {
             "name": version.name,
             "version": version.version,
-            "run_id": beam["run_id"],
+            "content": version.tags["content_hash"],
             "promotion": promotion.reason,
         }
 

@@ -355,7 +355,8 @@ class BeamObjective:
 
     def evaluate(self, step: int) -> dict[str, float]:
         """Held-out monitors by the fixed protocols, and the same distances for the persistent chains under own names."""
-        return self.monitors.measure(self.rbm, self.wide_start, self._gathered_chains(), self.comm)
+        chains = self._gathered_chains() if step > 0 else None  # no hidden state has been drawn before the first step
+        return self.monitors.measure(self.rbm, self.wide_start, chains, self.comm)
 
     # --- state --------------------------------------------------------------------------------------------------------
 

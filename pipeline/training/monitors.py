@@ -36,13 +36,13 @@ class Monitors:
         self.space = fit_principal_space(train, components)
 
     @torch.no_grad()
-    def measure(self, rbm: RBM, start: WideStart, chains: ChainState, comm: Comm) -> dict[str, float]:
-        """The monitors of `rbm`; workers share the sampling. `chains` are the persistent ones of all workers."""
+    def measure(self, rbm: RBM, start: WideStart, chains: ChainState | None, comm: Comm) -> dict[str, float]:
+        """The monitors of `rbm`; workers share the sampling. `chains` are the persistent ones of all workers, if any."""
         count = len(self.heldout)
         driven = draw_samples(rbm, start, DRIVEN, count, SEED, comm).visible_mean
         fresh = draw_samples(rbm, start, FRESH, count, SEED, comm).visible_mean
         scores = score_latents(self.space, self.heldout, driven)
-        persistent = rbm.visible_mean(chains.hidden)[:count]
+        persistent = {} if chains is None else self._divergences("persistent_", rbm.visible_mean(chains.hidden)[:count])
         fresh_frechet = frechet_distance(project(self.space, self.heldout), project(self.space, fresh))
         return {
             **self._divergences("", driven),
@@ -53,7 +53,7 @@ class Monitors:
             "variance_ratio": scores.variance_ratio,
             **self._divergences("fresh_", fresh),
             "fresh_frechet_latent": fresh_frechet,
-            **self._divergences("persistent_", persistent),
+            **persistent,
         }
 
     def _divergences(self, prefix: str, samples: Tensor) -> dict[str, float]:

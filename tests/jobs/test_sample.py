@@ -1,7 +1,9 @@
 """`python -m jobs.sample`: a picture from a registered model, and one line for whatever a user gets wrong."""
 
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +18,27 @@ from pipeline.registry import promote_if_better, register_autoencoder, register_
 MODEL = "models:/synthetic-faces-beam@champion"
 
 
-@pytest.fixture
-def registered(packaged_beam: PackagedBeam, packaged_autoencoder: PackagedAutoencoder, tracking: str) -> None:
-    client = MlflowClient(tracking)
-    place = Path(tracking.removeprefix("sqlite:///")).parent / "mlartifacts"
-    run_id = client.create_run(client.create_experiment("tests", place.as_uri())).info.run_id
+@pytest.fixture(scope="module")
+def registered(
+    packaged_beam: PackagedBeam,
+    packaged_autoencoder: PackagedAutoencoder,
+    migrated_database: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[None]:
+    folder = tmp_path_factory.mktemp("store")
+    uri = f"sqlite:///{shutil.copy(migrated_database, folder / 'mlflow.db')}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", uri)
+        register_models(uri, folder, packaged_beam, packaged_autoencoder)
+        yield
+
+
+def register_models(uri: str, folder: Path, beam: PackagedBeam, autoencoder: PackagedAutoencoder) -> None:
+    client = MlflowClient(uri)
+    run_id = client.create_run(client.create_experiment("tests", (folder / "artifacts").as_uri())).info.run_id
     score = {"run_id": run_id, "data_hash": "d", "recipe": "r", "score": 1.0, "num_rows": 9}
-    register_beam(packaged_beam, **score)  # type: ignore[arg-type]
-    register_autoencoder(packaged_autoencoder, **score)  # type: ignore[arg-type]
+    register_beam(beam, **score)  # type: ignore[arg-type]
+    register_autoencoder(autoencoder, **score)  # type: ignore[arg-type]
     promote_if_better("synthetic-faces-beam", "1")
 
 
