@@ -16,7 +16,6 @@ from pipeline.critics.critic import Critic
 from pipeline.critics.memory import Memory
 from pipeline.critics.neighbors import BACKENDS, NeighborCritic, choose_backend
 from pipeline.data.batches import Batches
-from pipeline.gradients import data_weights, particle_weights
 from pipeline.models.initialize import initialize_rbm
 from pipeline.models.rbm import Couplings, Hidden
 from pipeline.optimizers import build_optimizer, load_optimizer_state, optimizer_state, set_learning_rate
@@ -25,19 +24,9 @@ from pipeline.samplers.gibbs import ChainState
 from pipeline.samplers.protocols import WideStart
 from pipeline.schedules import learning_rate
 from pipeline.streams import stream
+from pipeline.training.block import Block, Counts, Measurements, Particles, ascent_direction
 from pipeline.training.monitors import Monitors
 from pipeline.training.objective import NonFinite
-
-
-class Statistics(NamedTuple):
-    """What one block of particles contributes to a step."""
-
-    visible: Tensor
-    """[m, V]"""
-    hidden: Hidden
-    """Sampled or mean hidden states [m, H] at beta = 1."""
-    features: Tensor
-    """What the critic sees [m, F]."""
 
 
 class PhasePosition(NamedTuple):
@@ -81,23 +70,16 @@ class BeamObjective:
         self.chains = [self._start_block(b, g) for b, g in zip(self.blocks, self.generators)]
         self.memory: Memory | None = None
         self._next_memory: tuple[PendingGather, PendingGather, int] | None = None
+        self.feature = config.critic.feature if config.critic else "hidden_mean"
         self.backend = self._choose_critic()
         """Name of the critic's search; saved, since two backends may break ties differently."""
 
         shapes = {name: p.shape for name, p in self.rbm.named_parameters()}
         scalars = ("beta", "beta_square")
-        measured = ("score_data", "reconstruction")
         self.sums = ExactSum(
             {**shapes, "hidden_mean": (config.model.num_hidden,), **{k: () for k in scalars}}, comm.device
         )
-        self.measured_sums = ExactSum(
-            {
-                **{f"likelihood {k}": v for k, v in shapes.items()},
-                **{f"adversarial {k}": v for k, v in shapes.items()},
-                **{k: () for k in measured},
-            },
-            comm.device,
-        )
+        self.measurements = Measurements(self.rbm, comm.device)
         epochs = self.batches.steps_per_epoch
         phases = config.schedules
         self.switch_step = phases.likelihood.num_updates(epochs, config.epochs_scale)
@@ -132,27 +114,42 @@ class BeamObjective:
         """One update; see Objective.step. All returned numbers are global."""
         gamma = self.position(step).phase.gamma
         memory = self._take_memory() if gamma < 1 else None
+        counts = Counts(self.batches.size(step), self.sampler_config.num_chains)
         couplings = self.rbm.couplings()
-        particles = [self._move_block(i, couplings) for i in range(len(self.blocks))]
-        data = [self.batches.block(step, b) for b in self.blocks]
-        data_hidden = [self.rbm.hidden_statistics(rows) for rows in data]
-        data_features = self._data_features(data, data_hidden) if gamma < 1 else []
+        blocks = [self._block(step, i, couplings, memory) for i in range(len(self.blocks))]
+        mean_score = self._mean_score(blocks) if memory is not None else 0.0
 
-        scores, mean_score = self._score(particles, memory)
-        effective_gamma = gamma if memory is not None else 1.0
-        self._add_gradients(step, effective_gamma, data, data_hidden, particles, scores, mean_score)
+        self.sums.zero_()
+        for block, chains in zip(blocks, self.chains):
+            # before there is a memory, the step is plain PCD
+            self.sums.add_(ascent_direction(self.rbm, block, gamma if memory is not None else 1.0, mean_score, counts))
+            beta = chains.beta.double()
+            self.sums.add_(
+                {
+                    "hidden_mean": block.data_hidden.states.sum(0) / counts.data,
+                    "beta": beta.sum() / counts.particles,
+                    "beta_square": beta.square().sum() / counts.particles,
+                }
+            )
         sums = self.sums.reduce(self.comm)
         if bad := self.sums.first_bad():
             raise NonFinite(f"the gradient of {bad}" if bad in dict(self.rbm.named_parameters()) else bad, step)
-        report = self._report(step, gamma, sums, mean_score if memory is not None else None)
+        rate, beta_mean = self.learning_rate(step), float(sums["beta"])
+        report = {
+            "gamma": gamma,
+            "epoch": step / self.batches.steps_per_epoch,
+            "learning_rate": rate,
+            "beta_mean": beta_mean,
+            "beta_std": max(0.0, float(sums["beta_square"]) - beta_mean**2) ** 0.5,
+            **({} if memory is None else {"score_particles": mean_score}),
+        }
         if measure:
-            report |= self._measure(step, data, data_hidden, data_features, particles, scores, mean_score, memory)
-
-        rate = self.learning_rate(step)
+            critic = self._critic_on() if memory is not None else None
+            report |= self.measurements.take(self.rbm, blocks, mean_score, counts, critic, memory, self.comm)
         self._update(sums, rate)
         if gamma < 1:
-            self._remember(step, data_features, particles)
-        return {**report, "learning_rate": rate}
+            self._remember(step, blocks)
+        return report
 
     def _start_block(self, block: int, generator: torch.Generator) -> ChainState:
         rows = self.block_chains[block]
@@ -165,30 +162,34 @@ class BeamObjective:
             chains = self.wide_start.draw(self.rbm, rows, generator)
         return chains._replace(beta=self.sampler.process.stationary(chains.beta, generator))
 
-    def _move_block(self, i: int, couplings: Couplings) -> Statistics:
-        """Sweep this worker's i-th block of chains and take its statistics at beta = 1."""
-        generator = self.generators[i]
+    def _block(self, step: int, i: int, couplings: Couplings, memory: Memory | None) -> Block:
+        """Sweep this worker's i-th block of chains and collect its rows of this step."""
+        block, generator = self.blocks[i], self.generators[i]
+        data = self.batches.block(step, block)
+        data_hidden = self.rbm.hidden_statistics(data)
         self.chains[i] = self.sampler.run(self.rbm, self.chains[i], generator, couplings)
         visible = self.statistics_sampler.run(self.rbm, self.chains[i], generator, couplings).visible
         hidden = self.rbm.hidden_statistics(visible)
-        feature = self.config.critic.feature if self.config.critic else "hidden_mean"
-        if feature == "hidden_sample":
-            total = self.rbm.hidden.bias + self.rbm.hidden_field(visible)
-            hidden = Hidden(self.rbm.hidden.sample_(total, None, generator), None)
-        return Statistics(visible, hidden, visible if feature == "visible" else hidden.states)
+        if self.feature == "hidden_sample":
+            hidden = Hidden(self._sample_hidden(visible, generator), None)
+            features, data_features = hidden.states, self._sample_hidden(data, generator)
+        elif self.feature == "visible":
+            features, data_features = visible, data
+        else:
+            features, data_features = hidden.states, data_hidden.states
+        scores = None
+        if memory is not None:
+            scores = self._critic_on().score(features, memory, sum(self.block_chains[:block]))
+        return Block(data, data_hidden, data_features, Particles(visible, hidden, features), scores)
 
-    def _score(self, particles: list[Statistics], memory: Memory | None) -> tuple[list[Tensor | None], float]:
-        """T of this worker's particles by block, and the mean over all particles; ([None, ...], 0) without a memory."""
-        if memory is None:
-            return [None] * len(particles), 0.0
-        critic = self._critic_on()
-        scores: list[Tensor | None] = []
-        for block, statistics in zip(self.blocks, particles):
-            first = sum(self.block_chains[:block])
-            scores.append(critic.score(statistics.features, memory, first))
-        mine = torch.cat([t for t in scores if t is not None]) if scores else memory.features.new_zeros(0)
-        everyone = self.comm.gather(mine, self.comm.rows_per_rank(self.block_chains))
-        return scores, float(everyone.double().mean())
+    def _sample_hidden(self, visible: Tensor, generator: torch.Generator) -> Tensor:
+        return self.rbm.hidden.sample_(self.rbm.hidden.bias + self.rbm.hidden_field(visible), None, generator)
+
+    def _mean_score(self, blocks: list[Block]) -> float:
+        """Mean of T over the particles of all workers."""
+        mine = [block.scores for block in blocks if block.scores is not None]
+        local = torch.cat(mine) if mine else self.rbm.weights.new_zeros(0)
+        return float(self.comm.gather(local, self.comm.rows_per_rank(self.block_chains)).double().mean())
 
     def _choose_critic(self) -> str | None:
         """The search backend of this run's critic; None when no phase has an adversary."""
@@ -202,52 +203,13 @@ class BeamObjective:
                 f"critic.num_neighbors = {critic.num_neighbors}: the memory holds {smallest} rows after the smallest batch;"
                 " lower it"
             )
-        width = self.rbm.config.num_visible if critic.feature == "visible" else self.rbm.config.num_hidden
+        width = self.rbm.config.num_visible if self.feature == "visible" else self.rbm.config.num_hidden
         rows = chains + self.config.data.batch_size
         return choose_backend(critic, max(1, self.block_chains[0]), rows, width, self.comm)
 
     def _critic_on(self) -> Critic:
         assert self.config.critic is not None and self.backend is not None
         return NeighborCritic(self.config.critic, BACKENDS[self.backend])
-
-    def _add_gradients(
-        self,
-        step: int,
-        gamma: float,
-        data: list[Tensor],
-        data_hidden: list[Hidden],
-        particles: list[Statistics],
-        scores: list[Tensor | None],
-        mean_score: float,
-    ) -> None:
-        """Add this worker's blocks to the sums: one weighted product per block over its data rows and particles."""
-        self.sums.zero_()
-        num_data = self.batches.size(step)
-        for rows, hidden, block, t, chains in zip(data, data_hidden, particles, scores, self.chains):
-            weights = torch.cat(
-                [
-                    data_weights(gamma, len(rows), num_data, rows),
-                    particle_weights(gamma, t, mean_score, self.sampler_config.num_chains, block.visible),
-                ]
-            )
-            self.sums.add_(self._weighted_gradient(rows, hidden, block, weights))
-            beta = chains.beta.double()
-            self.sums.add_(
-                {
-                    "hidden_mean": hidden.states.sum(0) / num_data,
-                    "beta": beta.sum() / self.sampler_config.num_chains,
-                    "beta_square": beta.square().sum() / self.sampler_config.num_chains,
-                }
-            )
-
-    def _weighted_gradient(self, rows: Tensor, hidden: Hidden, block: Statistics, weights: Tensor) -> dict[str, Tensor]:
-        if (hidden.variance is None) == (block.hidden.variance is None):
-            both = Hidden(torch.cat([hidden.states, block.hidden.states]), hidden.variance)
-            return self.rbm.negative_energy_gradient(torch.cat([rows, block.visible]), both, weights)
-        # Gaussian hidden units with means on the data but samples on the particles
-        on_data = self.rbm.negative_energy_gradient(rows, hidden, weights[: len(rows)])
-        on_model = self.rbm.negative_energy_gradient(block.visible, block.hidden, weights[len(rows) :])
-        return {name: on_data[name] + on_model[name] for name in on_data}
 
     def _update(self, sums: dict[str, Tensor], rate: float) -> None:
         """The optimizer's step along the ascent direction, the clamp of scales, the hidden offsets."""
@@ -266,26 +228,19 @@ class BeamObjective:
 
     # --- memory -------------------------------------------------------------------------------------------------------
 
-    def _data_features(self, data: list[Tensor], data_hidden: list[Hidden]) -> list[Tensor]:
-        """What the critic sees of this worker's data rows, by block."""
-        feature = self.config.critic.feature if self.config.critic else "hidden_mean"
-        if feature == "visible":
-            return data
-        if feature == "hidden_mean":
-            return [h.states for h in data_hidden]
-        totals = [self.rbm.hidden.bias + self.rbm.hidden_field(rows) for rows in data]
-        return [self.rbm.hidden.sample_(total, None, g) for total, g in zip(totals, self.generators)]
-
-    def _remember(self, step: int, data_features: list[Tensor], particles: list[Statistics]) -> None:
+    def _remember(self, step: int, blocks: list[Block]) -> None:
         """Start gathering this step's features; the next step's sweeps run meanwhile."""
-        visible = self.config.critic is not None and self.config.critic.feature == "visible"
-        width = self.rbm.config.num_visible if visible else self.rbm.config.num_hidden
+        width = self.rbm.config.num_visible if self.feature == "visible" else self.rbm.config.num_hidden
         empty = self.rbm.weights.new_zeros(0, width)
-        mine = torch.cat(data_features) if data_features else empty
-        chains = torch.cat([p.features for p in particles]) if particles else empty
         self._next_memory = (
-            self.comm.gather_async(mine, self.comm.rows_per_rank(self.batches.block_rows(step))),
-            self.comm.gather_async(chains, self.comm.rows_per_rank(self.block_chains)),
+            self.comm.gather_async(
+                torch.cat([block.data_features for block in blocks] or [empty]),
+                self.comm.rows_per_rank(self.batches.block_rows(step)),
+            ),
+            self.comm.gather_async(
+                torch.cat([block.particles.features for block in blocks] or [empty]),
+                self.comm.rows_per_rank(self.block_chains),
+            ),
             self.batches.size(step),
         )
 
@@ -297,68 +252,12 @@ class BeamObjective:
             self._next_memory = None
         return self.memory
 
-    # --- reports ------------------------------------------------------------------------------------------------------
-
-    def _report(self, step: int, gamma: float, sums: dict[str, Tensor], mean_score: float | None) -> dict[str, float]:
-        beta = float(sums["beta"])
-        report = {
-            "gamma": gamma,
-            "epoch": step / self.batches.steps_per_epoch,
-            "beta_mean": beta,
-            "beta_std": max(0.0, float(sums["beta_square"]) - beta**2) ** 0.5,
-        }
-        return report if mean_score is None else {**report, "score_particles": mean_score}
-
-    def _measure(
-        self,
-        step: int,
-        data: list[Tensor],
-        data_hidden: list[Hidden],
-        data_features: list[Tensor],
-        particles: list[Statistics],
-        scores: list[Tensor | None],
-        mean_score: float,
-        memory: Memory | None,
-    ) -> dict[str, float]:
-        """The two gradients apart, T on the data, reconstruction error."""
-        sums, num_data = self.measured_sums, self.batches.size(step)
-        sums.zero_()
-        for i, (rows, hidden, block, t) in enumerate(zip(data, data_hidden, particles, scores)):
-            num_chains = self.sampler_config.num_chains
-            w_data = data_weights(1.0, len(rows), num_data, rows)
-            w_chains = particle_weights(1.0, None, 0.0, num_chains, block.visible)
-            likelihood = self._weighted_gradient(rows, hidden, block, torch.cat([w_data, w_chains]))
-            sums.add_({f"likelihood {k}": v for k, v in likelihood.items()})
-            if t is not None and memory is not None:
-                w_chains = particle_weights(0.0, t, mean_score, num_chains, block.visible)
-                adversarial = self.rbm.negative_energy_gradient(block.visible, block.hidden, w_chains)
-                sums.add_({f"adversarial {k}": v for k, v in adversarial.items()})
-                score = self._critic_on().score(data_features[i], memory)
-                sums.add_({"score_data": score.sum() / num_data})
-            error = (self.rbm.visible_mean(hidden.states) - rows).square().sum() / (num_data * rows.shape[1])
-            sums.add_({"reconstruction": error})
-        totals = sums.reduce(self.comm)
-        likelihood_part = torch.cat([totals[k].flatten() for k in totals if k.startswith("likelihood ")])
-        report = {
-            "gradient_norm_likelihood": float(likelihood_part.norm()),
-            "reconstruction_error": float(totals["reconstruction"]),
-        }
-        std = self.rbm.visible.variance()
-        if std is not None:
-            report["visible_std"] = float(std.sqrt().median())
-        if memory is not None:
-            adversarial_part = torch.cat([totals[k].flatten() for k in totals if k.startswith("adversarial ")])
-            report["gradient_norm_adversarial"] = float(adversarial_part.norm())
-            report["gradient_cosine"] = float(torch.cosine_similarity(likelihood_part, adversarial_part, dim=0))
-            report["score_data"] = float(totals["score_data"])
-        return report
+    # --- evaluation and state ---------------------------------------------------------------------------------------
 
     def evaluate(self, step: int) -> dict[str, float]:
         """Held-out monitors by the fixed protocols, and the same distances for the persistent chains under own names."""
         chains = self._gathered_chains() if step > 0 else None  # no hidden state has been drawn before the first step
         return self.monitors.measure(self.rbm, self.wide_start, chains, self.comm)
-
-    # --- state --------------------------------------------------------------------------------------------------------
 
     def _gathered_chains(self) -> ChainState:
         per_rank = self.comm.rows_per_rank(self.block_chains)

@@ -1,0 +1,110 @@
+"""One block's share of a BEAM step: its data rows and its particles, and their weighted energy gradient."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pipeline.comm import Comm, ExactSum
+from pipeline.critics.critic import Critic
+from pipeline.critics.memory import Memory
+from pipeline.gradients import data_weights, particle_weights
+from pipeline.models.rbm import RBM, Hidden
+
+
+class Particles(NamedTuple):
+    """What a block's chains contribute to a step, at beta = 1."""
+
+    visible: Tensor
+    """[m, V]"""
+    hidden: Hidden
+    """Sampled or mean hidden states [m, H]."""
+    features: Tensor
+    """What the critic sees [m, F]."""
+
+
+class Block(NamedTuple):
+    """The rows of one block at one step."""
+
+    data: Tensor
+    """[b, V]"""
+    data_hidden: Hidden
+    """Conditional means [b, H]."""
+    data_features: Tensor
+    """What the critic sees [b, F]."""
+    particles: Particles
+    scores: Tensor | None
+    """T of the particles [m]; None without a memory."""
+
+
+class Counts(NamedTuple):
+    """Global numbers of rows of a step."""
+
+    data: int
+    particles: int
+
+
+def weighted_gradient(rbm: RBM, block: Block, on_data: Tensor, on_particles: Tensor) -> dict[str, Tensor]:
+    """Sum of -dE/dtheta over a block's rows with weights [b] and [m]: one product where both have the same form."""
+    data, particles = block.data_hidden, block.particles.hidden
+    if (data.variance is None) == (particles.variance is None):
+        both = Hidden(torch.cat([data.states, particles.states]), data.variance)
+        rows = torch.cat([block.data, block.particles.visible])
+        return rbm.negative_energy_gradient(rows, both, torch.cat([on_data, on_particles]))
+    # Gaussian hidden units with means on the data but samples on the particles
+    first = rbm.negative_energy_gradient(block.data, data, on_data)
+    second = rbm.negative_energy_gradient(block.particles.visible, particles, on_particles)
+    return {name: first[name] + second[name] for name in first}
+
+
+def ascent_direction(rbm: RBM, block: Block, gamma: float, mean_score: float, counts: Counts) -> dict[str, Tensor]:
+    """A block's share of gamma dL + (1 - gamma) dA; the sum over all blocks is the ascent direction."""
+    on_data = data_weights(gamma, len(block.data), counts.data, block.data)
+    visible = block.particles.visible
+    on_particles = particle_weights(gamma, block.scores, mean_score, counts.particles, visible)
+    return weighted_gradient(rbm, block, on_data, on_particles)
+
+
+class Measurements:
+    """The costlier numbers of a step: both gradients apart, T on the data, reconstruction error."""
+
+    def __init__(self, rbm: RBM, device: torch.device):
+        shapes = {name: p.shape for name, p in rbm.named_parameters()}
+        parts = {f"{part} {name}": shape for part in ("likelihood", "adversarial") for name, shape in shapes.items()}
+        self.sums = ExactSum({**parts, "score_data": (), "reconstruction": ()}, device)
+
+    def take(
+        self,
+        rbm: RBM,
+        blocks: list[Block],
+        mean_score: float,
+        counts: Counts,
+        critic: Critic | None,
+        memory: Memory | None,
+        comm: Comm,
+    ) -> dict[str, float]:
+        """Global numbers of a step, the same on all workers; nothing of the run changes."""
+        self.sums.zero_()
+        for block in blocks:
+            likelihood = ascent_direction(rbm, block._replace(scores=None), 1.0, 0.0, counts)
+            self.sums.add_({f"likelihood {k}": v for k, v in likelihood.items()})
+            error = (rbm.visible_mean(block.data_hidden.states) - block.data).square().sum()
+            self.sums.add_({"reconstruction": error / (counts.data * block.data.shape[1])})
+            if critic is not None and memory is not None:
+                adversarial = ascent_direction(rbm, block, 0.0, mean_score, counts)
+                self.sums.add_({f"adversarial {k}": v for k, v in adversarial.items()})
+                self.sums.add_({"score_data": critic.score(block.data_features, memory).sum() / counts.data})
+        totals = self.sums.reduce(comm)
+        likelihood_part = torch.cat([v.flatten() for k, v in totals.items() if k.startswith("likelihood ")])
+        report = {
+            "gradient_norm_likelihood": float(likelihood_part.norm()),
+            "reconstruction_error": float(totals["reconstruction"]),
+        }
+        if (variance := rbm.visible.variance()) is not None:
+            report["visible_std"] = float(variance.sqrt().median())
+        if memory is not None:
+            adversarial_part = torch.cat([v.flatten() for k, v in totals.items() if k.startswith("adversarial ")])
+            report["gradient_norm_adversarial"] = float(adversarial_part.norm())
+            report["gradient_cosine"] = float(torch.cosine_similarity(likelihood_part, adversarial_part, dim=0))
+            report["score_data"] = float(totals["score_data"])
+        return report
