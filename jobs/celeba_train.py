@@ -71,6 +71,10 @@ class Chain:
     cache: Path
     stages: Stages
 
+    def model_name(self, dataset: str, kind: str) -> str:
+        """The registry's name; models of toy size have names of their own, so that none becomes a champion of real ones."""
+        return model_name(f"{dataset}-toy" if self.args.recipe == "faces_toy" else dataset, kind)
+
     # --- data ---------------------------------------------------------------------------------------------------------
 
     def source(self) -> CelebASource:
@@ -120,7 +124,7 @@ class Chain:
 
     def autoencoder(self, pixel_dir: Path, manifest: Manifest) -> dict[str, Any]:
         """Train and register the autoencoder; the champion of its name is what encodes."""
-        name = model_name(manifest.dataset, "autoencoder")
+        name = self.model_name(manifest.dataset, "autoencoder")
 
         def make() -> dict[str, Any]:
             outcome, run_id = self.train(self.autoencoder_config, "autoencoder", pixel_dir, manifest)
@@ -134,6 +138,7 @@ class Chain:
             packaged = PackagedAutoencoder(model, precision, manifest.dataset, last)
             version = register_autoencoder(
                 packaged,
+                name=name,
                 run_id=run_id,
                 data_hash=manifest.hash,
                 recipe=self.autoencoder_config.name,
@@ -157,8 +162,16 @@ class Chain:
         return {**outputs, "name": name}
 
     def latents(self, pixel_dir: Path, autoencoder: dict[str, Any]) -> tuple[Path, Manifest, PackagedAutoencoder]:
-        """Encode with the registered champion."""
-        fetched = fetch_model(f"models:/{autoencoder['name']}@champion", self.cache / "models")
+        """Encode with the registered champion, if it was trained on this data; else with this run's own version.
+
+        A champion of other photographs (or of fewer) would silently set the quality of everything after it.
+        """
+        champion = find_model(f"models:/{autoencoder['name']}@champion")
+        same = champion.tags["data_hash"] == read_manifest(pixel_dir).hash
+        version = champion.version if same else autoencoder["version"]
+        if not same:
+            _log.info("the champion, version %s, saw other data: encoding with version %s", champion.version, version)
+        fetched = fetch_model(f"models:/{autoencoder['name']}/{version}", self.cache / "models")
         encoder = encoder_name(fetched)
         folder = pixel_dir.parent / f"latents-{encoder.replace('/', '-')}"
 
@@ -275,6 +288,7 @@ def run_chain(chain: Chain) -> dict[str, Any]:
         metric = evaluation.selection_metric
         version = register_beam(
             package,
+            name=name,
             run_id=beam["run_id"],
             data_hash=pixels.hash,
             recipe=chain.config.name,
@@ -292,7 +306,7 @@ def run_chain(chain: Chain) -> dict[str, Any]:
             "promotion": promotion.reason,
         }
 
-    name = model_name(latents.dataset, "beam")
+    name = chain.model_name(latents.dataset, "beam")
     registered = chain.stages.run("registry", inputs, register, lambda out: _registered(name, out))
 
     def draw() -> dict[str, Any]:

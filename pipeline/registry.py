@@ -106,11 +106,12 @@ def register_autoencoder(
     num_rows: int,
     score_name: str = "reconstruction_mse",
     spread: float | None = None,
+    name: str | None = None,
     tracking: str | None = None,
 ) -> ModelVersionInfo:
     """Register `model` as a new version of `<dataset>-autoencoder`; see `register_beam`."""
     tags = score_tags(data_hash, recipe, score_name, score, num_rows, spread)
-    return _register(model, "autoencoder", run_id, tags, tracking)
+    return _register(model, "autoencoder", name, run_id, tags, tracking)
 
 
 def register_beam(
@@ -123,6 +124,7 @@ def register_beam(
     num_rows: int,
     score_name: str = "frechet_latent",
     spread: float | None = None,
+    name: str | None = None,
     tracking: str | None = None,
 ) -> ModelVersionInfo:
     """Register `model` as a new version of `<dataset>-beam`, without any alias, and return the version.
@@ -138,17 +140,20 @@ def register_beam(
         num_rows: rows of data and of model that the score was measured on; values on other numbers are not comparable.
         score_name: the recipe's `evaluation.selection_metric`.
         spread: standard deviation of the score over evaluation seeds.
+        name: in the registry; None: `model_name(dataset, kind)`.
         tracking: URI of the server; None: `tracking_uri()`.
 
     Raises:
         PackageError: the model holds values that are not finite, or parts that do not fit together.
     """
     tags = score_tags(data_hash, recipe, score_name, score, num_rows, spread)
-    return _register(model, "beam", run_id, tags, tracking)
+    return _register(model, "beam", name, run_id, tags, tracking)
 
 
-def _register(model: Packaged, kind: str, run_id: str, tags: dict[str, str], tracking: str | None) -> ModelVersionInfo:
-    name = model_name(model.dataset, kind)
+def _register(
+    model: Packaged, kind: str, name: str | None, run_id: str, tags: dict[str, str], tracking: str | None
+) -> ModelVersionInfo:
+    name = name or model_name(model.dataset, kind)
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "package"
         tags = {**tags, "dataset": model.dataset, "content_hash": model.save(data)}
