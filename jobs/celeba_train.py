@@ -246,7 +246,7 @@ class Chain:
 def _registered(name: str, outputs: dict[str, Any]) -> bool:
     """True when the version of a stage's record is (still) in the registry, with the same content."""
     try:
-        return find_model(f"models:/{name}/{outputs['version']}").tags["content_hash"] == outputs["content"]
+        return find_model(f"models:/{name}/{outputs['version']}").tags["content_hash"] == outputs.get("content")
     except RegistryError:
         return False
 
@@ -269,15 +269,17 @@ def run_chain(chain: Chain) -> dict[str, Any]:
     evaluation = chain.config.evaluation
     scene = Scene.of(train, test, whitening, packaged, evaluation.num_components)
     start = WideStart.of(train)
-    models = {"BEAM": chain.load_rbm("beam")[0], "at the switch": chain.load_rbm("beam", "switch")[0]}
+    models = {"BEAM": chain.load_rbm("beam")[0]}
+    if load_latest(chain.folder / "beam" / "switch") is not None:  # there are two phases
+        models["at the switch"] = chain.load_rbm("beam", "switch")[0]
     if (chain.folder / "control" / "checkpoints").exists():
         models["gamma = 1"] = chain.load_rbm("control")[0]
     inputs = {"data": latents.hash, "config": chain.config.to_dict(), "run": beam["run_id"]}
     table = chain.stages.run("scores", inputs, lambda: compare(scene, models, start, evaluation.num_neighbors))
     metrics: dict[str, Any] = {
         **table["BEAM"],
-        "reconstruction_mse": autoencoder["reconstruction_mse"],
-        "psnr": autoencoder["psnr"],
+        "reconstruction_mse": packaged.metrics["reconstruction_mse"],
+        "psnr": packaged.metrics["psnr"],
         "updates_per_second": beam["updates_per_second"],
         "num_test_rows": len(test),
     }
@@ -290,7 +292,7 @@ def run_chain(chain: Chain) -> dict[str, Any]:
             package,
             name=name,
             run_id=beam["run_id"],
-            data_hash=pixels.hash,
+            data_hash=latents.hash,  # scores of latents of two encoders do not compare
             recipe=chain.config.name,
             score=metrics[metric],
             score_name=metric,
@@ -330,6 +332,7 @@ def run_chain(chain: Chain) -> dict[str, Any]:
         "recipe": chain.config.name,
         "dataset": latents.dataset,
         "data_hash": pixels.hash,
+        "latents_hash": latents.hash,
         "config": chain.config.to_dict(),
         "mlflow_run_id": beam["run_id"],
         "model": {**registered, "aliases": list(aliases)},

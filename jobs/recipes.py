@@ -47,9 +47,9 @@ def celeba_autoencoder() -> RunConfig:
 def celeba_beam_paper() -> RunConfig:
     """Table III, literally: 1024-512, batch 128, k = 100, 10 + 40 epochs, beta std .95, gamma .1, critic k = 5.
 
-    Literal also where the paper is silent and its authors' library speaks: sigma starts at the data's standard deviation,
-    no centering, statistics straight from the driven chains. The decay coefficient is not given: 0.1 per epoch.
-    On the full set: 63 600 updates.
+    Where the paper is silent: sigma starts at the data's standard deviation, no centering and statistics straight from the
+    driven chains, as in its authors' library; standard Adam and power law (`paysage` names that library's variants); decay
+    coefficient 0.1 per epoch and epsilon 0.1, which are ours. On the full set: 63 600 updates.
     """
     return RunConfig(
         name="celeba_beam_paper",

@@ -28,7 +28,7 @@ from pipeline.config import ConfigError, RBMConfig, RunConfig, flatten, parse_se
 from pipeline.data.shards import ShardError, load_latents, load_split, read_manifest, read_whitening
 from pipeline.training.autoencoder import AutoencoderObjective
 from pipeline.training.beam import BeamObjective
-from pipeline.training.loop import StopRequest, read_history, train
+from pipeline.training.loop import Progress, StopRequest, read_history, train
 from pipeline.training.objective import NonFinite, Objective
 
 POLL_SECONDS = 0.5
@@ -79,8 +79,8 @@ def make_objective(job: TrainJob, comm: Comm) -> Objective:
     return BeamObjective(config, whiten(load_latents(data, "train")), whiten(load_latents(data, "valid")), comm)
 
 
-def run_worker(job: TrainJob, comm: Comm, stop: StopRequest) -> Iterator[dict[str, Any]]:
-    """Train as one worker of `comm`; yields a row {"step", metrics...} per report, on every worker."""
+def run_worker(job: TrainJob, comm: Comm, stop: StopRequest) -> Iterator[Progress]:
+    """Train as one worker of `comm`; yields the loop's progress, on every worker."""
     torch.set_num_threads(job.threads)
     config, folder = RunConfig.from_dict(job.config), Path(job.folder)
     meta = {
@@ -89,15 +89,15 @@ def run_worker(job: TrainJob, comm: Comm, stop: StopRequest) -> Iterator[dict[st
         "torch": torch.__version__,
         "device": comm.device.type,
     }
-    for progress in train(lambda: make_objective(job, comm), config, folder, comm, stop, meta):
-        yield {"step": progress.step, **progress.metrics}
+    yield from train(lambda: make_objective(job, comm), config, folder, comm, stop, meta)
 
 
 def train_local(job: TrainJob) -> Iterator[dict[str, Any]]:
     """Train in this process, without Ray; yields rows."""
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     with StopRequest().on_signals() as stop:
-        yield from run_worker(job, Comm(device=device), stop)
+        for progress in run_worker(job, Comm(device=device), stop):
+            yield {"step": progress.step, **progress.metrics}
 
 
 def _ray_worker(values: dict[str, Any]) -> None:
@@ -110,8 +110,9 @@ def _ray_worker(values: dict[str, Any]) -> None:
     comm = Comm.current(device)
     folder = Path(job.folder)
     try:
-        for row in run_worker(job, comm, _FileStop(folder)):
-            ray.train.report({"step": row["step"]})
+        for progress in run_worker(job, comm, _FileStop(folder)):
+            if progress.evaluated:  # a report waits for Ray's controller, which looks every 2 seconds
+                ray.train.report({"step": progress.step, **progress.metrics})
     except (NonFinite, ValueError) as error:
         if comm.is_first:
             (folder / "failure.json").write_text(json.dumps({"error": str(error)}))

@@ -19,7 +19,7 @@ from torch import Tensor
 GRID = 2.0**-36
 """Spacing of the grid on which sums are exact. Gradients are stored as float32, whose own spacing at 1e-3 is 1e-10."""
 LIMIT = 2.0**15
-"""Partial sums must stay below this magnitude, or they would leave the grid."""
+"""Sums must stay below this magnitude; totals are checked, so partial sums beyond it that cancel pass unseen."""
 _SNAP = 1.5 * 2.0**16  # float64 numbers near it are spaced by exactly GRID
 
 
@@ -113,6 +113,11 @@ class Comm:
         flags = torch.tensor([float(flag)], device=self.device)
         dist.all_reduce(flags)
         return bool(flags.item())
+
+    def same(self, digest: int) -> bool:
+        """True when all workers hold the same number, in [0, 2^62)."""
+        mine = torch.tensor([digest], dtype=torch.int64, device=self.device)
+        return bool((self.gather(mine, [1] * self.world_size) == digest).all())
 
     def from_first(self, value: int) -> int:
         """The first worker's `value`, on every worker."""

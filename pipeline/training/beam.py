@@ -5,6 +5,7 @@ memory of the previous step; one weighted sum of energy gradients over all rows;
 this step's features into the next memory. With gamma = 1 there is no memory, and the numbers are plain PCD.
 """
 
+import hashlib
 from typing import NamedTuple
 
 import torch
@@ -113,10 +114,12 @@ class BeamObjective:
     def step(self, step: int, measure: bool) -> dict[str, float]:
         """One update; see Objective.step. All returned numbers are global."""
         gamma = self.position(step).phase.gamma
-        memory = self._take_memory() if gamma < 1 else None
         counts = Counts(self.batches.size(step), self.sampler_config.num_chains)
         couplings = self.rbm.couplings()
-        blocks = [self._block(step, i, couplings, memory) for i in range(len(self.blocks))]
+        blocks = [self._block(step, i, couplings, gamma) for i in range(len(self.blocks))]
+        memory = self._take_memory() if gamma < 1 else None  # its gather ran during the sweeps
+        if memory is not None:
+            blocks = [self._scored(block, number, memory) for block, number in zip(blocks, self.blocks)]
         mean_score = self._mean_score(blocks) if memory is not None else 0.0
 
         self.sums.zero_()
@@ -162,7 +165,7 @@ class BeamObjective:
             chains = self.wide_start.draw(self.rbm, rows, generator)
         return chains._replace(beta=self.sampler.process.stationary(chains.beta, generator))
 
-    def _block(self, step: int, i: int, couplings: Couplings, memory: Memory | None) -> Block:
+    def _block(self, step: int, i: int, couplings: Couplings, gamma: float) -> Block:
         """Sweep this worker's i-th block of chains and collect its rows of this step."""
         block, generator = self.blocks[i], self.generators[i]
         data = self.batches.block(step, block)
@@ -170,17 +173,19 @@ class BeamObjective:
         self.chains[i] = self.sampler.run(self.rbm, self.chains[i], generator, couplings)
         visible = self.statistics_sampler.run(self.rbm, self.chains[i], generator, couplings).visible
         hidden = self.rbm.hidden_statistics(visible)
-        if self.feature == "hidden_sample":
+        if self.feature == "hidden_sample" and gamma < 1:
             hidden = Hidden(self._sample_hidden(visible, generator), None)
             features, data_features = hidden.states, self._sample_hidden(data, generator)
         elif self.feature == "visible":
             features, data_features = visible, data
         else:
             features, data_features = hidden.states, data_hidden.states
-        scores = None
-        if memory is not None:
-            scores = self._critic_on().score(features, memory, sum(self.block_chains[:block]))
-        return Block(data, data_hidden, data_features, Particles(visible, hidden, features), scores)
+        return Block(data, data_hidden, data_features, Particles(visible, hidden, features), None)
+
+    def _scored(self, block: Block, number: int, memory: Memory) -> Block:
+        """The block with T of its particles."""
+        first = sum(self.block_chains[:number])
+        return block._replace(scores=self._critic_on().score(block.particles.features, memory, first))
 
     def _sample_hidden(self, visible: Tensor, generator: torch.Generator) -> Tensor:
         return self.rbm.hidden.sample_(self.rbm.hidden.bias + self.rbm.hidden_field(visible), None, generator)
@@ -281,6 +286,8 @@ class BeamObjective:
         }
         memory = self._take_memory()
         if memory is not None:
+            digest = hashlib.sha256(memory.features.cpu().contiguous().numpy().tobytes()).digest()
+            assert self.comm.same(int.from_bytes(digest[:7], "little")), "the memory differs between workers"
             state["memory.features"] = memory.features
             state["memory.num_data"] = torch.tensor(memory.num_data)
         if self.backend is not None:

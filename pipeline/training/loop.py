@@ -33,12 +33,14 @@ class Progress(NamedTuple):
     """Global numbers of the last update, `updates_per_second`, and held-out monitors when they were due."""
     checkpoint: Path | None
     """The checkpoint just written, on the first worker."""
+    evaluated: bool
+    """True when the metrics hold held-out monitors."""
     stopped: bool
     """True in the last row of a run that was asked to stop before its end."""
 
 
 class StopRequest:
-    """Set by Ctrl-C or SIGTERM; the loop looks at it between updates."""
+    """Set by Ctrl-C or SIGTERM; the loop looks at it every checkpoint.log_every_updates updates."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -49,7 +51,7 @@ class StopRequest:
 
         def request(number: int, _frame: FrameType | None) -> None:
             self.requested = True
-            _log.warning("%s: stopping after this update, with a checkpoint", signal.Signals(number).name)
+            _log.warning("%s: stopping at the next report, with a checkpoint", signal.Signals(number).name)
             signal.signal(number, previous[number])
 
         previous: dict[int, Any] = {n: signal.signal(n, request) for n in (signal.SIGINT, signal.SIGTERM)}
@@ -70,7 +72,7 @@ def train(
         config: of the run; a folder that holds another config's checkpoints is refused (ValueError).
         folder: the run's folder, seen by all workers; holds checkpoints/ and metrics.jsonl.
         comm: this worker's group.
-        stop: asked between updates; any worker's request stops all.
+        stop: asked every checkpoint.log_every_updates updates; any worker's request stops all.
         meta: further facts for the checkpoint's meta.json (data hash, versions).
 
     Raises:
@@ -84,7 +86,9 @@ def train(
     switch = getattr(objective, "switch_step", objective.total_steps)
     last_time, last_step = time.perf_counter(), start
     if start == 0:
-        yield _row(0, objective, objective.evaluate(0), None, False, folder, comm)
+        metrics = objective.evaluate(0)
+        _append_history(folder, 0, metrics, comm)
+        yield Progress(0, objective.total_steps, metrics, None, True, False)
         last_time = time.perf_counter()
     for step in range(start, objective.total_steps):
         done = step + 1
@@ -110,7 +114,8 @@ def train(
                     save_checkpoint(
                         folder / "switch", done, state, record, 1
                     )  # kept: what the phases are compared from
-        yield _row(done, objective, metrics, path, stopping and done < objective.total_steps, folder, comm)
+        _append_history(folder, done, metrics, comm)
+        yield Progress(done, objective.total_steps, metrics, path, evaluate, stopping and done < objective.total_steps)
         if stopping:
             return
         last_time, last_step = time.perf_counter(), done
@@ -138,19 +143,10 @@ def resume(objective: Objective, config: RunConfig, folder: Path, meta: dict[str
     return found.step
 
 
-def _row(
-    step: int,
-    objective: Objective,
-    metrics: dict[str, float],
-    path: Path | None,
-    stopped: bool,
-    folder: Path,
-    comm: Comm,
-) -> Progress:
+def _append_history(folder: Path, step: int, metrics: dict[str, float], comm: Comm) -> None:
     if comm.is_first:
         with (folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
-    return Progress(step, objective.total_steps, metrics, path, stopped)
 
 
 def read_history(folder: Path) -> list[dict[str, float]]:
