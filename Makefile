@@ -6,7 +6,7 @@ EXTRA ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 PIP_ARGS ?=
 ifeq ($(origin PY),undefined)
 PY := .venv/bin/python
-READY := .venv/.stamp
+READY := .venv/.stamp-$(EXTRA)
 endif
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export OMP_NUM_THREADS ?= 1
@@ -30,9 +30,11 @@ TESTS ?= tests
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
-.venv/.stamp: pyproject.toml constraints.txt
+.venv/.stamp-%: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install $(PIP_ARGS) -q -c constraints.txt -e ".[$(EXTRA),dev,bench]"
+	rm -f .venv/.stamp-*
+	.venv/bin/python -m pip uninstall -q -y faiss-cpu faiss-gpu  # both own one folder: never install them together
+	.venv/bin/python -m pip install $(PIP_ARGS) -q -c constraints.txt -e ".[$*,dev,bench]"
 	touch $@
 
 setup: $(READY) ## install into .venv (all other targets do it themselves); PIP_ARGS=... is passed to pip

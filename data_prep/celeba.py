@@ -145,6 +145,11 @@ def open_celeba(path: str | Path) -> CelebASource:
     }
     if not names["train"]:
         raise ValueError(f"no image of {images} is in the train split of {partition_path}: do they belong together?")
+    if unlisted := [split for number, split in enumerate(SPLITS) if number not in partition.values()]:
+        raise ValueError(
+            f"{partition_path} lists no image of the {unlisted[0]} split (partition {SPLITS.index(unlisted[0])}): training, "
+            "validation and test images are all needed"
+        )
     lines = [f"{name} {sizes[name]}" for name in sorted(sizes)]
     lines += [f"{name} {partition[name]}" for name in sorted(partition)]
     digest = hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()

@@ -19,17 +19,18 @@ from typing import Any
 
 import torch
 
-from data_prep.celeba import CelebASource, PixelSettings, open_celeba
+from data_prep.celeba import CelebASource, PixelSettings, open_celeba, pixels_up_to_date
+from data_prep.encode import latents_up_to_date
 from data_prep.manifest import write_json
 from data_prep.synthetic_faces import draw_dataset
-from jobs.evaluate import TABLE_KEYS, Scene, as_text, compare
+from jobs.evaluate import TABLE_KEYS, TEST_ROWS, Scene, as_text, compare
 from jobs.face_pictures import make_pictures
-from jobs.prepare import encoder_name, prepare_latents, prepare_pixels
+from jobs.prepare import latent_settings, prepare_latents, prepare_pixels
 from jobs.ray_session import ray_session
 from jobs.recipes import AUTOENCODER_OF, recipe
 from jobs.stages import Stages
 from jobs.tracked import start_tracker
-from jobs.train import Outcome, TrainingFailed, TrainJob, run_training, total_updates
+from jobs.train import Outcome, TrainingFailed, TrainJob, check_folder, run_training, total_updates
 from pipeline.config import ConfigError, Phase, RBMConfig, RunConfig, parse_settings
 from pipeline.data.shards import Manifest, load_latents, read_manifest, read_whitening
 from pipeline.models.autoencoder import Autoencoder, choose_precision
@@ -95,11 +96,12 @@ class Chain:
         """Pixel shards of the source."""
         settings = PixelSettings(crop=self.args.crop)
         folder = self.cache / f"{source.dataset}-{source.content_hash[:12]}" / f"pixels-{settings.crop}"
+        verify = "pixels" in self.stages.redo
         self.stages.run(
             "pixels",
             {"source": source.content_hash, "settings": settings.describe()},
-            lambda: {"hash": prepare_pixels(source, folder, settings, self.cache, self.args.local).hash},
-            lambda out: (folder / "manifest.json").exists() and read_manifest(folder).hash == out["hash"],
+            lambda: {"hash": prepare_pixels(source, folder, settings, self.cache, self.args.local, verify).hash},
+            lambda _: pixels_up_to_date(source, folder, settings) is not None,
         )
         return folder, read_manifest(folder)
 
@@ -108,8 +110,7 @@ class Chain:
     def train(self, config: RunConfig, part: str, data_dir: Path, manifest: Manifest) -> tuple[Outcome, str]:
         """Train `config` in <run>/<part>; returns how it went and the id of its MLflow run."""
         folder = self.folder / part
-        if part in self.stages.redo and folder.exists():
-            shutil.rmtree(folder)
+        check_folder(folder, config, manifest.hash)
         job = TrainJob(config.to_dict(), str(data_dir), manifest.hash, str(folder))
         tracker = start_tracker(folder, config, manifest.dataset, manifest.hash, self.folder.name)
         status = "FAILED"
@@ -162,28 +163,36 @@ class Chain:
         return {**outputs, "name": name}
 
     def latents(self, pixel_dir: Path, autoencoder: dict[str, Any]) -> tuple[Path, Manifest, PackagedAutoencoder]:
-        """Encode with the registered champion, if it was trained on this data; else with this run's own version.
+        """Encode with the version that this run encoded with before; else with the champion, if it saw the same data;
+        else with this run's own version.
 
-        A champion of other photographs (or of fewer) would silently set the quality of everything after it.
+        A champion of other photographs (or of fewer) would silently set the quality of everything after it, and one that
+        came up after this run began would change the run's data under it.
         """
-        champion = find_model(f"models:/{autoencoder['name']}@champion")
-        same = champion.tags["data_hash"] == read_manifest(pixel_dir).hash
-        version = champion.version if same else autoencoder["version"]
-        if not same:
+        name, pixels = autoencoder["name"], read_manifest(pixel_dir).hash
+        before = self.stages.outputs("latents")
+        champion = find_model(f"models:/{name}@champion")
+        if before is not None and before.get("pixels") == pixels and _registered(name, before):
+            version = before["version"]
+        elif champion.tags["data_hash"] == pixels:
+            version = champion.version
+        else:
+            version = autoencoder["version"]
             _log.info("the champion, version %s, saw other data: encoding with version %s", champion.version, version)
-        fetched = fetch_model(f"models:/{autoencoder['name']}/{version}", self.cache / "models")
-        encoder = encoder_name(fetched)
-        folder = pixel_dir.parent / f"latents-{encoder.replace('/', '-')}"
+        fetched = fetch_model(f"models:/{name}/{version}", self.cache / "models")
+        settings = latent_settings(fetched)
+        folder = pixel_dir.parent / f"latents-{settings.encoder_version.replace('/', '-')}"
+        verify = "latents" in self.stages.redo
 
         def make() -> dict[str, Any]:
-            made = prepare_latents(pixel_dir, folder, fetched, self.cache, self.args.local)
-            return {"hash": made.hash, "encoder": encoder}
+            made = prepare_latents(pixel_dir, folder, fetched, self.cache, self.args.local, verify)
+            return {"hash": made.hash, "pixels": pixels, "version": version, "content": fetched.content_hash}
 
         self.stages.run(
             "latents",
-            {"pixels": read_manifest(pixel_dir).hash, "encoder": encoder},
+            {"pixels": pixels, "encoder": settings.encoder_version},
             make,
-            lambda out: (folder / "manifest.json").exists() and read_manifest(folder).hash == out["hash"],
+            lambda _: latents_up_to_date(pixel_dir, folder, settings) is not None,
         )
         packaged = load_package(fetched.folder)
         assert isinstance(packaged, PackagedAutoencoder)
@@ -205,15 +214,13 @@ class Chain:
             }
 
         inputs = {"data": manifest.hash, "config": self.config.to_dict()}
-        return self.stages.run(
-            "beam", inputs, make, lambda _: load_latest(self.folder / "beam" / "checkpoints") is not None
-        )
+        return self.stages.run("beam", inputs, make, lambda out: self.is_whole("beam", out["updates"]))
 
     def control(self, latent_dir: Path, manifest: Manifest) -> dict[str, Any] | None:
         """From the same state at the switch, go on for as long with the likelihood alone at the same learning rate."""
         adversarial = self.config.schedules.adversarial
         switch, total = total_updates(self.config, manifest.splits["train"].rows)
-        if switch == total or adversarial.gamma == 1:
+        if switch in (0, total) or adversarial.gamma == 1:
             return None
         phase: Phase = dataclasses.replace(adversarial, gamma=1.0)
         schedules = dataclasses.replace(self.config.schedules, adversarial=phase)
@@ -229,9 +236,15 @@ class Chain:
             outcome, run_id = self.train(config, "control", latent_dir, manifest)
             return {"run_id": run_id, "seconds": outcome.seconds}
 
-        return self.stages.run("control", {"data": manifest.hash, "config": config.to_dict()}, make)
+        inputs = {"data": manifest.hash, "config": config.to_dict()}
+        return self.stages.run("control", inputs, make, lambda _: self.is_whole("control", total))
 
     # --- use ----------------------------------------------------------------------------------------------------------
+
+    def is_whole(self, part: str, updates: int) -> bool:
+        """True when the newest whole checkpoint of a part is its last: a damaged one must not pass an earlier one off."""
+        found = load_latest(self.folder / part / "checkpoints")
+        return found is not None and found.step == updates
 
     def load_rbm(self, part: str, checkpoints: str = "checkpoints") -> tuple[RBM, ChainState]:
         """The RBM and chains of a trained part of this run."""
@@ -267,6 +280,7 @@ def run_chain(chain: Chain) -> dict[str, Any]:
     whitening = read_whitening(latent_dir)
     train, test = (whitening.apply(load_latents(latent_dir, split)) for split in ("train", "test"))
     evaluation = chain.config.evaluation
+    test = test[:TEST_ROWS]
     scene = Scene.of(train, test, whitening, packaged, evaluation.num_components)
     start = WideStart.of(train)
     models = {"BEAM": chain.load_rbm("beam")[0]}
@@ -288,10 +302,12 @@ def run_chain(chain: Chain) -> dict[str, Any]:
         rbm, chains = chain.load_rbm("beam")
         package = PackagedBeam(rbm, chain.config, whitening, start, chains, packaged, latents.dataset, table["BEAM"])
         metric = evaluation.selection_metric
+        tracker = start_tracker(chain.folder / "beam", chain.config, latents.dataset, latents.hash, chain.folder.name)
+        tracker.finish("FINISHED")  # the run's id in this registry, whatever the record says
         version = register_beam(
             package,
             name=name,
-            run_id=beam["run_id"],
+            run_id=tracker.run_id,
             data_hash=latents.hash,  # scores of latents of two encoders do not compare
             recipe=chain.config.name,
             score=metrics[metric],
@@ -403,12 +419,18 @@ def main(argv: list[str] | None = None) -> int:
             print(
                 "no CelebA given (CELEBA=...): drawing stand-in faces, labeled synthetic-faces everywhere", flush=True
             )
-        label = "celeba" if args.celeba is not None else "synthetic-faces"
+        label = "synthetic-faces" if args.celeba is None else open_celeba(args.celeba).dataset
         folder = (args.runs / (args.name or f"{label}-{args.recipe}")).resolve()
         cache = args.cache.resolve()
-        chain = Chain(args, config, autoencoder_config, folder, cache, Stages(folder, STAGES, args.redo_from))
+        stages = Stages(folder, STAGES, args.redo_from)
+        for part in stages.forgotten & {"autoencoder", "beam", "control"}:
+            shutil.rmtree(folder / part, ignore_errors=True)
+        chain = Chain(args, config, autoencoder_config, folder, cache, stages)
         with nullcontext() if args.local else ray_session(cache, max(args.workers, os.cpu_count() or 1)):
             summary = run_chain(chain)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last finished stage", file=sys.stderr)
+        return 130
     except Stopped as stop:
         print(f"{stop}; the same command goes on from there", file=sys.stderr)
         return 130

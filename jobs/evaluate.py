@@ -30,6 +30,8 @@ from pipeline.streams import stream
 
 SEEDS = (101, 102, 103)
 FACE_SAMPLES = 1000
+TEST_ROWS = 1000
+"""At most so many test rows: a fixed count keeps values comparable, and the full set's 19 962 would take an hour."""
 MEMORIZATION_ROWS = 6400
 
 
@@ -75,6 +77,7 @@ def score_samples(scene: Scene, samples: Tensor, num_neighbors: int) -> dict[str
         "variance_ratio": scores.variance_ratio,
         "kl_forward": forward.per_dimension,
         "kl_reverse": reverse.per_dimension,
+        "kl_sum": forward.per_dimension + reverse.per_dimension,
         "pairwise_distance": mean_pairwise_distance(points),
         "memorization_ratio": memorization_ratio(
             points, project(scene.space, scene.test), project(scene.space, scene.train[:MEMORIZATION_ROWS])

@@ -44,24 +44,28 @@ MAX_RETRIES = 3
 Spec = TypeVar("Spec")
 
 
-def prepare_pixels(source: CelebASource, out_dir: Path, settings: PixelSettings, cache: Path, local: bool) -> Manifest:
-    """Pixel shards and manifest of a CelebA in `out_dir`; does nothing when they are there and match."""
-    if (found := pixels_up_to_date(source, out_dir, settings)) is not None:
+def prepare_pixels(
+    source: CelebASource, out_dir: Path, settings: PixelSettings, cache: Path, local: bool, verify: bool = False
+) -> Manifest:
+    """Pixel shards and manifest of a CelebA in `out_dir`; does nothing when they are there and match (`verify`: by hash)."""
+    if (found := pixels_up_to_date(source, out_dir, settings, verify)) is not None:
         return found
     specs = plan_pixel_shards(source, out_dir, settings)
     results = run_tasks(write_pixel_shard, specs, "pixel shards", cache, local)
     return finish_pixels(source, out_dir, specs, results)
 
 
-def encoder_name(fetched: FetchedModel) -> str:
-    """What a manifest calls an encoder: registry name, version and hash of the package."""
-    return f"{fetched.name}/{fetched.version}/{fetched.content_hash[:12]}"
+def latent_settings(fetched: FetchedModel) -> LatentSettings:
+    """Latents are named by the encoder's content, not by its version: another registry may number it otherwise."""
+    return LatentSettings(encoder_version=f"{fetched.name}/{fetched.content_hash[:12]}")
 
 
-def prepare_latents(pixel_dir: Path, out_dir: Path, fetched: FetchedModel, cache: Path, local: bool) -> Manifest:
-    """Latent shards and manifest in `out_dir`, by a fetched autoencoder; skips what is there."""
-    settings = LatentSettings(encoder_version=encoder_name(fetched))
-    if (found := latents_up_to_date(pixel_dir, out_dir, settings)) is not None:
+def prepare_latents(
+    pixel_dir: Path, out_dir: Path, fetched: FetchedModel, cache: Path, local: bool, verify: bool = False
+) -> Manifest:
+    """Latent shards and manifest in `out_dir`, by a fetched autoencoder; skips what is there (`verify`: by hash)."""
+    settings = latent_settings(fetched)
+    if (found := latents_up_to_date(pixel_dir, out_dir, settings, verify)) is not None:
         return found
     specs = plan_latent_shards(pixel_dir, out_dir, settings)
     results = run_tasks(partial(encode_shard, model_dir=str(fetched.folder)), specs, "latent shards", cache, local)

@@ -35,11 +35,23 @@ class Stages:
         self.folder = folder / "stages"
         self.redo = set(names[names.index(redo_from) :]) if redo_from else set()
         self.reports: list[StageReport] = []
-        for name in self.redo:
-            self._file(name).unlink(missing_ok=True)
+        self.forgotten = {name for name in self.redo if self._file(name).exists()}
+        """Stages whose record was dropped now: what they made is to be made anew. A redo that was killed has none."""
+        for name in self.forgotten:
+            self._file(name).unlink()
 
     def _file(self, name: str) -> Path:
         return self.folder / f"{name}.json"
+
+    def _record(self, name: str) -> dict[str, Any]:
+        try:
+            return json.loads(self._file(name).read_text())
+        except (OSError, json.JSONDecodeError):
+            return {}
+
+    def outputs(self, name: str) -> dict[str, Any] | None:
+        """What stage `name` made last, whatever its inputs were; None without a record."""
+        return self._record(name).get("outputs")
 
     def run(
         self,
@@ -51,10 +63,7 @@ class Stages:
         """The outputs of stage `name`: from its record when the inputs match and `still_there(outputs)`, else by `make()`."""
         fingerprint = canonical_hash(inputs)
         start = time.perf_counter()
-        try:
-            record = json.loads(self._file(name).read_text())
-        except (OSError, json.JSONDecodeError):
-            record = {}
+        record = self._record(name)
         if record.get("fingerprint") == fingerprint and still_there(record["outputs"]):
             self.reports.append(StageReport(name, time.perf_counter() - start, True))
             return record["outputs"]

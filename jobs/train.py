@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from data_prep.manifest import write_json
 from jobs.ray_session import ray_session
 from jobs.recipes import describe, recipe
 from pipeline.comm import Comm
@@ -28,11 +29,12 @@ from pipeline.config import ConfigError, RBMConfig, RunConfig, flatten, parse_se
 from pipeline.data.shards import ShardError, load_latents, load_split, read_manifest, read_whitening
 from pipeline.training.autoencoder import AutoencoderObjective
 from pipeline.training.beam import BeamObjective
-from pipeline.training.loop import Progress, StopRequest, read_history, train
+from pipeline.training.checkpoint import load_latest
+from pipeline.training.loop import Progress, StopRequest, read_history, refuse_another_run, train
 from pipeline.training.objective import NonFinite, Objective
 
 POLL_SECONDS = 0.5
-MAX_FAILURES = 25
+MAX_FAILURES = 8
 """Worker failures after which Ray gives up; each one costs the updates since the last checkpoint."""
 _log = logging.getLogger(__name__)
 
@@ -109,13 +111,16 @@ def _ray_worker(values: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
     comm = Comm.current(device)
     folder = Path(job.folder)
+    if (folder / "failure.json").exists():  # another worker gave up: a retry would, too
+        return
     try:
         for progress in run_worker(job, comm, _FileStop(folder)):
             if progress.evaluated:  # a report waits for Ray's controller, which looks every 2 seconds
                 ray.train.report({"step": progress.step, **progress.metrics})
     except (NonFinite, ValueError) as error:
-        if comm.is_first:
-            (folder / "failure.json").write_text(json.dumps({"error": str(error)}))
+        (folder / "failure.json").write_text(json.dumps({"error": str(error)}))
+        if not isinstance(error, NonFinite) and comm.world_size > 1:
+            raise  # perhaps on this worker alone: end the group, or the others would wait for it
 
 
 def train_on_ray(job: TrainJob, workers: int, use_gpu: bool) -> Iterator[dict[str, Any]]:
@@ -210,6 +215,13 @@ class Outcome:
         return self.steps >= self.total_steps
 
 
+def check_folder(folder: Path, config: RunConfig, data_hash: str) -> None:
+    """Raise ValueError when `folder` holds another run; before anything of that run is touched."""
+    found = load_latest(folder / "checkpoints")
+    if found is not None:
+        refuse_another_run(folder, found, config, data_hash)
+
+
 def total_updates(config: RunConfig, train_rows: int) -> tuple[int, int]:
     """(updates of the likelihood phase, of the whole run) on `train_rows` rows."""
     epoch = -(-train_rows // config.data.batch_size)
@@ -223,12 +235,13 @@ def run_training(
     """Train to the end or to a stop, with a progress bar on the terminal and rows in the tracker (None for none)."""
     config, folder = RunConfig.from_dict(job.config), Path(job.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(job.config, indent=1))
+    write_json(folder / "config.json", job.config)
     rows = read_manifest(Path(job.data_dir)).splits["train"].rows
     total = total_updates(config, rows)[1]
     blocks = config.sampler.num_blocks if config.sampler else getattr(config.model, "num_blocks", workers)
     if workers > blocks:
-        _log.warning("%d workers, but the run has %d blocks: %d workers idle", workers, blocks, workers - blocks)
+        _log.warning("%d workers asked for, but the run has %d blocks: using %d", workers, blocks, blocks)
+        workers = blocks
     start, steps = time.perf_counter(), 0
     with tqdm(total=total, desc=label or config.name, unit="update", dynamic_ncols=True, mininterval=1.0) as bar:
 
@@ -276,6 +289,8 @@ def main(argv: list[str] | None = None) -> int:
         print(describe())
         return 0
     try:
+        if args.workers < 1:
+            raise ConfigError(f"--workers {args.workers}: at least 1")
         if args.recipe is None:
             raise ConfigError("name a recipe (see --list)")
         config = recipe(args.recipe, parse_settings(args.settings))
@@ -287,6 +302,7 @@ def main(argv: list[str] | None = None) -> int:
         manifest = read_manifest(args.data)
         folder = (args.runs / (args.name or config.name)).resolve()
         job = TrainJob(config.to_dict(), str(args.data.resolve()), manifest.hash, str(folder))
+        check_folder(folder, config, manifest.hash)
         tracker = None
         if not args.no_tracking:
             from jobs.tracked import start_tracker

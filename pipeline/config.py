@@ -166,7 +166,7 @@ class PowerLaw:
     initial: float = 1e-3
     decay: float = 0.1
     decay_updates: int | None = None
-    """Updates in one decay unit; None: one epoch (times epochs_scale)."""
+    """Updates in one decay unit, times epochs_scale; None: one epoch."""
     convention: Literal["standard", "paysage"] = "standard"
 
     def __post_init__(self) -> None:
@@ -255,10 +255,10 @@ class EvaluationConfig:
         _require(self.num_neighbors >= 1, "evaluation.num_neighbors", self.num_neighbors, "at least 1")
         _require(self.num_components >= 1, "evaluation.num_components", self.num_components, "at least 1")
         _require(
-            self.selection_metric in ("frechet_latent", "kl_forward", "kl_reverse", "kl_sum", "reconstruction_mse"),
+            self.selection_metric in ("frechet_latent", "kl_forward", "kl_sum", "reconstruction_mse"),
             "evaluation.selection_metric",
             self.selection_metric,
-            "frechet_latent, kl_forward, kl_reverse, kl_sum or reconstruction_mse",
+            "frechet_latent, kl_forward, kl_sum or (autoencoder) reconstruction_mse; noise lowers reverse KL alone",
         )
 
 
@@ -284,7 +284,7 @@ class RunConfig:
     name: str
     seed: int = 0
     epochs_scale: float = 1.0
-    """Multiplies the length of every phase (and the decay unit of a learning rate that decays per epoch)."""
+    """Multiplies the length of every phase and the decay unit of its learning rate."""
     data: DataConfig = field(default_factory=DataConfig)
     model: RBMConfig | AutoencoderConfig = field(default_factory=RBMConfig)
     sampler: SamplerConfig | None = field(default_factory=SamplerConfig)
@@ -299,6 +299,8 @@ class RunConfig:
         _require(0 <= self.seed < 2**31, "seed", self.seed, "in [0, 2^31)")
         if isinstance(self.model, RBMConfig):
             _require(self.sampler is not None, "sampler", None, "set: an RBM is trained with chains")
+            metric = self.evaluation.selection_metric
+            _require(metric != "reconstruction_mse", "evaluation.selection_metric", metric, "of samples, for a BEAM")
             needs_critic = self.schedules.likelihood.gamma < 1 or self.schedules.adversarial.gamma < 1
             _require(not needs_critic or self.critic is not None, "critic", None, "set when a phase has gamma < 1")
 

@@ -129,7 +129,9 @@ class Tracker:
             run = _find_run(client, run_id) if run_id else None
             if run is None:
                 run = client.create_run(_experiment_id(client, uri, experiment), run_name=run_name)
-            elif run.info.status != "RUNNING":
+            else:  # what began the run stays said of it: later code only adds what was not known
+                all_tags = {k: v for k, v in all_tags.items() if k not in run.data.tags}
+            if run.info.status != "RUNNING":
                 client.update_run(run.info.run_id, status="RUNNING")
             params, changed = _new_params(flatten(dict(config)), run.data.params)
             all_tags |= {f"changed.{key}": value for key, value in changed.items()}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 
-class MissingFaiss(ImportError):
+class MissingFaiss(ImportError, ValueError):
     """faiss is not installed, or its build does not fit the device."""
 
 

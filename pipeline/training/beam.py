@@ -105,8 +105,8 @@ class BeamObjective:
         at = self.position(step)
         rule = at.phase.learning_rate
         unit = rule.decay_updates if isinstance(rule, PowerLaw) else None
-        unit = unit or max(1, round(self.batches.steps_per_epoch * self.config.epochs_scale))
-        return learning_rate(rule, at.step, at.num_steps, unit)
+        unit = unit or self.batches.steps_per_epoch
+        return learning_rate(rule, at.step, at.num_steps, max(1, round(unit * self.config.epochs_scale)))
 
     # --- one step -----------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from pipeline.comm import Comm
 from pipeline.config import RunConfig, flatten
-from pipeline.training.checkpoint import load_latest, save_checkpoint
+from pipeline.training.checkpoint import Checkpoint, load_latest, save_checkpoint
 from pipeline.training.objective import Objective
 
 _log = logging.getLogger(__name__)
@@ -109,11 +109,9 @@ def train(
             state = objective.state()
             if comm.is_first:
                 record = {**meta, "config": config.to_dict(), "stopped": stopping}
+                if done == switch < objective.total_steps:  # kept: what the phases are compared from
+                    save_checkpoint(folder / "switch", done, state, record, 1)
                 path = save_checkpoint(folder / "checkpoints", done, state, record, every.keep)
-                if done == switch < objective.total_steps:
-                    save_checkpoint(
-                        folder / "switch", done, state, record, 1
-                    )  # kept: what the phases are compared from
         _append_history(folder, done, metrics, comm)
         yield Progress(done, objective.total_steps, metrics, path, evaluate, stopping and done < objective.total_steps)
         if stopping:
@@ -126,6 +124,13 @@ def resume(objective: Objective, config: RunConfig, folder: Path, meta: dict[str
     found = load_latest(folder / "checkpoints")
     if found is None:
         return 0
+    refuse_another_run(folder, found, config, meta.get("data"))
+    objective.load_state(found.tensors)
+    return found.step
+
+
+def refuse_another_run(folder: Path, found: Checkpoint, config: RunConfig, data: str | None) -> None:
+    """Raise ValueError, naming what differs, when a folder's checkpoint is of other settings or of other data."""
     mine, theirs = flatten(config.to_dict()), flatten(found.meta["config"])
     different = sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k))
     if different:
@@ -134,13 +139,11 @@ def resume(objective: Objective, config: RunConfig, folder: Path, meta: dict[str
             f"{folder} holds a run with other settings: {key} is {theirs.get(key)!r} there and {mine.get(key)!r} here"
             f" ({len(different)} differ); choose another --name, or delete that folder to start over"
         )
-    if found.meta.get("data") != meta.get("data"):
+    if found.meta.get("data") != data:
         raise ValueError(
-            f"{folder} holds a run on other data ({found.meta.get('data')} there, {meta.get('data')} here); choose "
-            "another --name, or delete that folder to start over"
+            f"{folder} holds a run on other data ({found.meta.get('data')} there, {data} here); choose another --name, or "
+            "delete that folder to start over"
         )
-    objective.load_state(found.tensors)
-    return found.step
 
 
 def _append_history(folder: Path, step: int, metrics: dict[str, float], comm: Comm) -> None:

@@ -86,7 +86,7 @@ def test_ray_workers_give_the_bits_of_one_process_also_after_one_was_killed(tmp_
         while not (folder / "switch").exists():
             time.sleep(0.05)
         time.sleep(0.3)
-        workers = [p for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
+        workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
         if workers:
             workers[-1].send_signal(signal.SIGKILL)
             killed.append(workers[-1].pid)
