@@ -49,6 +49,7 @@ from pipeline.registry import (
 from pipeline.samplers.gibbs import ChainState
 from pipeline.samplers.protocols import WideStart
 from pipeline.training.checkpoint import load_latest, save_checkpoint
+from pipeline.training.loop import pick_device
 from pipeline.training.objective import NonFinite
 
 STAGES = ("data", "pixels", "autoencoder", "latents", "beam", "control", "scores", "registry", "pictures")
@@ -342,7 +343,7 @@ def run_chain(chain: Chain) -> dict[str, Any]:
 
     pictures = chain.stages.run("pictures", inputs, draw, lambda out: all(Path(p).exists() for p in out.values()))
     aliases = find_model(f"models:/{name}/{registered['version']}").aliases
-    summary = {
+    summary: dict[str, Any] = {
         "stages": {r.name: {"seconds": round(r.seconds, 2), "skipped": r.skipped} for r in chain.stages.reports},
         "metrics": metrics,
         "recipe": chain.config.name,
@@ -415,6 +416,9 @@ def main(argv: list[str] | None = None) -> int:
         autoencoder_config = recipe(autoencoder, parse_settings(args.set_autoencoder))
         if not isinstance(config.model, RBMConfig):
             raise ConfigError(f"--recipe {args.recipe}: not a BEAM; train it with `python -m jobs.train`")
+        if args.recipe == "faces_quick" and choose_precision("auto", pick_device()) == "float32":
+            autoencoder_config = autoencoder_config.override({"epochs_scale": 0.5})
+            print("no native bfloat16 here: the quick autoencoder is trained for half as long", flush=True)
         if args.celeba is None:
             print(
                 "no CelebA given (CELEBA=...): drawing stand-in faces, labeled synthetic-faces everywhere", flush=True

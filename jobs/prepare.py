@@ -8,6 +8,7 @@ import argparse
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,7 @@ from data_prep.encode import (
 )
 from data_prep.manifest import ShardResult
 from jobs.ray_session import ray_session
+from jobs.summary import as_table, write_summary
 from pipeline.data.shards import Manifest
 from pipeline.models.autoencoder import computing_in
 from pipeline.packaged import PackagedAutoencoder, load_package
@@ -125,6 +127,12 @@ def _as_done(references: list[Any]) -> Iterator[Any]:
         yield from done
 
 
+def _modified(out: Path) -> int | None:
+    """When the manifest of a folder was last written; None without one."""
+    manifest = out / "manifest.json"
+    return manifest.stat().st_mtime_ns if manifest.exists() else None
+
+
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m jobs.prepare", description=__doc__)
@@ -145,6 +153,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     cache = args.cache.resolve()
+    begin, before = time.perf_counter(), _modified(args.out)
     try:
         if args.kind == "pixels":
             settings = PixelSettings(crop=args.crop, max_bad_share=args.max_bad_share)
@@ -155,8 +164,16 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    rows = ", ".join(f"{name} {split.rows}" for name, split in manifest.splits.items())
-    print(f"{manifest.dataset}: {manifest.kind} ({rows}), hash {manifest.hash[:12]}; {args.out}")
+    skipped = before is not None and before == _modified(args.out)
+    rows = {f"{name} rows": split.rows for name, split in manifest.splits.items()}
+    metrics = {**rows, "problems": len(manifest.problems)}
+    stage = {args.kind: {"seconds": round(time.perf_counter() - begin, 2), "skipped": skipped}}
+    path = write_summary(args.out, None, stage, metrics, dataset=manifest.dataset, data_hash=manifest.hash)
+    print(
+        as_table(
+            {"data set": manifest.dataset, "shards": manifest.kind, **metrics, "skipped": skipped, "summary": path}
+        )
+    )
     return 0
 
 

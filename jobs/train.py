@@ -24,13 +24,14 @@ from tqdm import tqdm
 from data_prep.manifest import write_json
 from jobs.ray_session import ray_session
 from jobs.recipes import describe, recipe
+from jobs.summary import as_table, write_summary
 from pipeline.comm import Comm
 from pipeline.config import ConfigError, RBMConfig, RunConfig, flatten, parse_settings
 from pipeline.data.shards import ShardError, load_latents, load_split, read_manifest, read_whitening
 from pipeline.training.autoencoder import AutoencoderObjective
 from pipeline.training.beam import BeamObjective
 from pipeline.training.checkpoint import load_latest
-from pipeline.training.loop import Progress, StopRequest, read_history, refuse_another_run, train
+from pipeline.training.loop import Progress, StopRequest, pick_device, read_history, refuse_another_run, train
 from pipeline.training.objective import NonFinite, Objective
 
 POLL_SECONDS = 0.5
@@ -96,7 +97,7 @@ def run_worker(job: TrainJob, comm: Comm, stop: StopRequest) -> Iterator[Progres
 
 def train_local(job: TrainJob) -> Iterator[dict[str, Any]]:
     """Train in this process, without Ray; yields rows."""
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    device = pick_device()
     with StopRequest().on_signals() as stop:
         for progress in run_worker(job, Comm(device=device), stop):
             yield {"step": progress.step, **progress.metrics}
@@ -208,6 +209,8 @@ class Outcome:
     total_steps: int
     seconds: float
     history: list[dict[str, Any]]
+    skipped: bool
+    """True when the run was finished before."""
 
     @property
     def finished(self) -> bool:
@@ -266,7 +269,8 @@ def run_training(
                 use_gpu = ray.cluster_resources().get("GPU", 0) >= workers
                 steps = follow(train_on_ray(job, workers, use_gpu))
     history = read_history(folder)
-    return Outcome(max(steps, int(history[-1]["step"]) if history else 0), total, time.perf_counter() - start, history)
+    reached = int(history[-1]["step"]) if history else 0
+    return Outcome(reached, total, time.perf_counter() - start, history, steps == 0 and reached >= total)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -319,7 +323,22 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, NonFinite, TrainingFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{outcome.steps} of {outcome.total_steps} updates in {outcome.seconds:.0f} s; {folder}")
+    metrics = {k: v for row in outcome.history for k, v in row.items() if k != "step"}  # the last value of each
+    summary = write_summary(
+        folder,
+        config.name,
+        {"train": {"seconds": round(outcome.seconds, 2), "skipped": outcome.skipped}},
+        metrics,
+        dataset=manifest.dataset,
+        data_hash=manifest.hash,
+        mlflow_run_id=None if tracker is None else tracker.run_id,
+        updates=outcome.steps,
+        total_updates=outcome.total_steps,
+        config=config.to_dict(),
+    )
+    facts = {"recipe": config.name, "data set": manifest.dataset, "seconds": outcome.seconds}
+    updates = f"{outcome.steps} of {outcome.total_steps}" + (" (nothing left to do)" if outcome.skipped else "")
+    print(as_table({**facts, "updates": updates, **metrics, "summary": summary}))
     return 0 if outcome.finished else 130
 
 

@@ -5,6 +5,7 @@ faiss's documented interface to torch tensors and has not been run by us on a GP
 """
 
 import functools
+import logging
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ class MissingFaiss(ImportError, ValueError):
 
 @functools.cache
 def _faiss() -> Any:
+    logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # it tells of every instruction set it tries
     try:
         import faiss
         import faiss.contrib.torch_utils

@@ -15,6 +15,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
+import torch
+
 from pipeline.comm import Comm
 from pipeline.config import RunConfig, flatten
 from pipeline.training.checkpoint import Checkpoint, load_latest, save_checkpoint
@@ -171,3 +173,8 @@ def truncate_history(folder: Path, step: int) -> None:
     temporary = folder / ".metrics.jsonl.tmp"
     temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
     os.replace(temporary, folder / "metrics.jsonl")
+
+
+def pick_device() -> torch.device:
+    """The first CUDA device that this process sees, or the CPU."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
