@@ -112,6 +112,13 @@ def _ray_worker(values: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
     comm = Comm.current(device)
     folder = Path(job.folder)
+    if (
+        comm.is_first
+    ):  # what the worker has to say (a damaged checkpoint, the critic's backend) reaches the driver by file
+        handler = logging.FileHandler(folder / "worker.log")
+        handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+        logging.getLogger("pipeline").addHandler(handler)
+        logging.getLogger("pipeline").setLevel(logging.INFO)
     if (folder / "failure.json").exists():  # another worker gave up: a retry would, too
         return
     try:
@@ -130,7 +137,7 @@ def train_on_ray(job: TrainJob, workers: int, use_gpu: bool) -> Iterator[dict[st
     from ray.train.torch import TorchConfig, TorchTrainer
 
     folder = Path(job.folder)
-    for stale in ("STOP", "failure.json"):
+    for stale in ("STOP", "failure.json", "worker.log"):
         (folder / stale).unlink(missing_ok=True)
     trainer = TorchTrainer(
         _ray_worker,
@@ -156,7 +163,7 @@ def train_on_ray(job: TrainJob, workers: int, use_gpu: bool) -> Iterator[dict[st
             errors.append(error)
 
     thread = threading.Thread(target=fit, daemon=True)
-    first_failure = _request_stop_on_signals(folder)
+    undo_signals = _request_stop_on_signals(folder)
     last = max((row["step"] for row in read_history(folder)), default=-1)
     thread.start()
     try:
@@ -170,7 +177,10 @@ def train_on_ray(job: TrainJob, workers: int, use_gpu: bool) -> Iterator[dict[st
                 break
             thread.join(POLL_SECONDS)
     finally:
-        first_failure()
+        undo_signals()
+    if (folder / "worker.log").exists():
+        for line in (folder / "worker.log").read_text().splitlines():
+            _log.warning("worker: %s", line)
     if (folder / "failure.json").exists():
         raise TrainingFailed(json.loads((folder / "failure.json").read_text())["error"])
     if errors:
@@ -243,7 +253,11 @@ def run_training(
     total = total_updates(config, rows)[1]
     blocks = config.sampler.num_blocks if config.sampler else getattr(config.model, "num_blocks", workers)
     if workers > blocks:
-        _log.warning("%d workers asked for, but the run has %d blocks: using %d", workers, blocks, blocks)
+        _log.warning(
+            "%d workers asked for, but the run has %d blocks: using %d (sampler.num_blocks=%d makes work for all; it is "
+            "part of what defines the run)",
+            *(workers, blocks, blocks, workers),
+        )
         workers = blocks
     start, steps = time.perf_counter(), 0
     with tqdm(total=total, desc=label or config.name, unit="update", dynamic_ncols=True, mininterval=1.0) as bar:
