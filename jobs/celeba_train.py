@@ -6,7 +6,6 @@ killed or stopped goes on with the same command.
 """
 
 import argparse
-import dataclasses
 import json
 import logging
 import os
@@ -17,256 +16,32 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from data_prep.celeba import CelebASource, PixelSettings, open_celeba, pixels_up_to_date
-from data_prep.encode import latents_up_to_date
+from data_prep.celeba import open_celeba
 from data_prep.manifest import write_json
-from data_prep.synthetic_faces import draw_dataset
+from jobs.chain import Chain, Stopped, is_registered
 from jobs.evaluate import TABLE_KEYS, TEST_ROWS, Scene, as_text, compare
 from jobs.face_pictures import make_pictures
-from jobs.prepare import latent_settings, prepare_latents, prepare_pixels
 from jobs.ray_session import ray_session
 from jobs.recipes import AUTOENCODER_OF, recipe
 from jobs.stages import Stages
 from jobs.tracked import start_tracker
-from jobs.train import Outcome, TrainingFailed, TrainJob, check_folder, run_training, total_updates
-from pipeline.config import ConfigError, Phase, RBMConfig, RunConfig, parse_settings
-from pipeline.data.shards import Manifest, load_latents, read_manifest, read_whitening
-from pipeline.models.autoencoder import Autoencoder, choose_precision
-from pipeline.models.rbm import RBM
-from pipeline.packaged import PackagedAutoencoder, PackagedBeam, load_package
+from jobs.train import TrainingFailed, total_updates
+from pipeline.config import ConfigError, RBMConfig, parse_settings
+from pipeline.data.shards import load_latents, read_whitening
+from pipeline.models.autoencoder import choose_precision
+from pipeline.packaged import PackagedBeam
 from pipeline.registry import (
-    RegistryError,
-    fetch_model,
     find_model,
-    model_name,
     promote_if_better,
-    register_autoencoder,
     register_beam,
     set_candidate,
 )
-from pipeline.samplers.gibbs import ChainState
 from pipeline.samplers.protocols import WideStart
-from pipeline.training.checkpoint import load_latest, save_checkpoint
+from pipeline.training.checkpoint import load_latest
 from pipeline.training.loop import pick_device
 from pipeline.training.objective import NonFinite
 
 STAGES = ("data", "pixels", "autoencoder", "latents", "beam", "control", "scores", "registry", "pictures")
-FACES = {"faces_quick": 4000, "faces_toy": 500}
-"""Stand-in faces that a recipe draws when no CelebA is given; 4 000 for any other."""
-_log = logging.getLogger(__name__)
-
-
-class Stopped(Exception):
-    """The run was asked to stop; the same command goes on."""
-
-
-@dataclasses.dataclass
-class Chain:
-    """One run of the main job: where things lie, what was asked for, and its stages."""
-
-    args: argparse.Namespace
-    config: RunConfig
-    autoencoder_config: RunConfig
-    folder: Path
-    cache: Path
-    stages: Stages
-
-    def model_name(self, dataset: str, kind: str) -> str:
-        """The registry's name; models of toy size have names of their own, so that none becomes a champion of real ones."""
-        return model_name(f"{dataset}-toy" if self.args.recipe == "faces_toy" else dataset, kind)
-
-    # --- data ---------------------------------------------------------------------------------------------------------
-
-    def source(self) -> CelebASource:
-        """The photographs given, or the stand-in, drawn if it is not there yet."""
-        if self.args.celeba is not None:
-            return open_celeba(self.args.celeba)
-        count = FACES.get(self.args.recipe, 4000)
-        folder = self.cache / f"synthetic-faces-{count}"
-        outputs = self.stages.run(
-            "data",
-            {"count": count, "seed": 0},
-            lambda: {"folder": str(draw_dataset(folder, count, 0, processes=self.args.workers, progress=True))},
-            lambda out: (Path(out["folder"]) / "synthetic_faces.json").exists(),
-        )
-        return open_celeba(outputs["folder"])
-
-    def pixels(self, source: CelebASource) -> tuple[Path, Manifest]:
-        """Pixel shards of the source."""
-        settings = PixelSettings(crop=self.args.crop)
-        folder = self.cache / f"{source.dataset}-{source.content_hash[:12]}" / f"pixels-{settings.crop}"
-        verify = "pixels" in self.stages.redo
-        self.stages.run(
-            "pixels",
-            {"source": source.content_hash, "settings": settings.describe()},
-            lambda: {"hash": prepare_pixels(source, folder, settings, self.cache, self.args.local, verify).hash},
-            lambda _: pixels_up_to_date(source, folder, settings) is not None,
-        )
-        return folder, read_manifest(folder)
-
-    # --- training -----------------------------------------------------------------------------------------------------
-
-    def train(self, config: RunConfig, part: str, data_dir: Path, manifest: Manifest) -> tuple[Outcome, str]:
-        """Train `config` in <run>/<part>; returns how it went and the id of its MLflow run."""
-        folder = self.folder / part
-        check_folder(folder, config, manifest.hash)
-        job = TrainJob(config.to_dict(), str(data_dir), manifest.hash, str(folder))
-        tracker = start_tracker(folder, config, manifest.dataset, manifest.hash, self.folder.name)
-        status = "FAILED"
-        try:
-            outcome = run_training(job, self.args.workers, self.args.local, tracker, self.cache, part)
-            status = "FINISHED" if outcome.finished else "KILLED"
-        finally:
-            tracker.finish(status)
-        if not outcome.finished:
-            raise Stopped(f"stopped after {outcome.steps} of {outcome.total_steps} updates of the {part}")
-        return outcome, tracker.run_id
-
-    def autoencoder(self, pixel_dir: Path, manifest: Manifest) -> dict[str, Any]:
-        """Train and register the autoencoder; the champion of its name is what encodes."""
-        name = self.model_name(manifest.dataset, "autoencoder")
-
-        def make() -> dict[str, Any]:
-            outcome, run_id = self.train(self.autoencoder_config, "autoencoder", pixel_dir, manifest)
-            found = load_latest(self.folder / "autoencoder" / "checkpoints")
-            assert found is not None
-            model = Autoencoder(self.autoencoder_config.model)  # type: ignore[arg-type]
-            model.load_state_dict(_part(found.tensors, "model."))
-            last = {k: v for k, v in outcome.history[-1].items() if k in ("reconstruction_mse", "psnr")}
-            num_rows = min(self.autoencoder_config.evaluation.num_rows, manifest.splits["valid"].rows)
-            precision = choose_precision(self.autoencoder_config.model.precision, "cpu")  # type: ignore[union-attr]
-            packaged = PackagedAutoencoder(model, precision, manifest.dataset, last)
-            version = register_autoencoder(
-                packaged,
-                name=name,
-                run_id=run_id,
-                data_hash=manifest.hash,
-                recipe=self.autoencoder_config.name,
-                score=last["reconstruction_mse"],
-                num_rows=num_rows,
-            )
-            set_candidate(version.name, version.version)
-            promotion = promote_if_better(version.name, version.version)
-            _log.info("%s version %s: %s", version.name, version.version, promotion.reason)
-            content = version.tags["content_hash"]
-            return {
-                "version": version.version,
-                "content": content,
-                "run_id": run_id,
-                "seconds": outcome.seconds,
-                **last,
-            }
-
-        inputs = {"data": manifest.hash, "config": self.autoencoder_config.to_dict()}
-        outputs = self.stages.run("autoencoder", inputs, make, lambda out: _registered(name, out))
-        return {**outputs, "name": name}
-
-    def latents(self, pixel_dir: Path, autoencoder: dict[str, Any]) -> tuple[Path, Manifest, PackagedAutoencoder]:
-        """Encode with the version that this run encoded with before; else with the champion, if it saw the same data;
-        else with this run's own version.
-
-        A champion of other photographs (or of fewer) would silently set the quality of everything after it, and one that
-        came up after this run began would change the run's data under it.
-        """
-        name, pixels = autoencoder["name"], read_manifest(pixel_dir).hash
-        before = self.stages.outputs("latents")
-        champion = find_model(f"models:/{name}@champion")
-        if before is not None and before.get("pixels") == pixels and _registered(name, before):
-            version = before["version"]
-        elif champion.tags["data_hash"] == pixels:
-            version = champion.version
-        else:
-            version = autoencoder["version"]
-            _log.info("the champion, version %s, saw other data: encoding with version %s", champion.version, version)
-        fetched = fetch_model(f"models:/{name}/{version}", self.cache / "models")
-        settings = latent_settings(fetched)
-        folder = pixel_dir.parent / f"latents-{settings.encoder_version.replace('/', '-')}"
-        verify = "latents" in self.stages.redo
-
-        def make() -> dict[str, Any]:
-            made = prepare_latents(pixel_dir, folder, fetched, self.cache, self.args.local, verify)
-            return {"hash": made.hash, "pixels": pixels, "version": version, "content": fetched.content_hash}
-
-        self.stages.run(
-            "latents",
-            {"pixels": pixels, "encoder": settings.encoder_version},
-            make,
-            lambda _: latents_up_to_date(pixel_dir, folder, settings) is not None,
-        )
-        packaged = load_package(fetched.folder)
-        assert isinstance(packaged, PackagedAutoencoder)
-        return folder, read_manifest(folder), packaged
-
-    def beam(self, latent_dir: Path, manifest: Manifest) -> dict[str, Any]:
-        """Train the BEAM."""
-
-        def make() -> dict[str, Any]:
-            outcome, run_id = self.train(self.config, "beam", latent_dir, manifest)
-            rates = [
-                r["updates_per_second"] for r in outcome.history if "updates_per_second" in r and "kl_forward" not in r
-            ]
-            return {
-                "run_id": run_id,
-                "seconds": outcome.seconds,
-                "updates": outcome.total_steps,
-                "updates_per_second": sorted(rates)[len(rates) // 2] if rates else None,
-            }
-
-        inputs = {"data": manifest.hash, "config": self.config.to_dict()}
-        return self.stages.run("beam", inputs, make, lambda out: self.is_whole("beam", out["updates"]))
-
-    def control(self, latent_dir: Path, manifest: Manifest) -> dict[str, Any] | None:
-        """From the same state at the switch, go on for as long with the likelihood alone at the same learning rate."""
-        adversarial = self.config.schedules.adversarial
-        switch, total = total_updates(self.config, manifest.splits["train"].rows)
-        if switch in (0, total) or adversarial.gamma == 1:
-            return None
-        phase: Phase = dataclasses.replace(adversarial, gamma=1.0)
-        schedules = dataclasses.replace(self.config.schedules, adversarial=phase)
-        config = dataclasses.replace(self.config, name=f"{self.config.name}_likelihood_only", schedules=schedules)
-
-        def make() -> dict[str, Any]:
-            folder = self.folder / "control"
-            if load_latest(folder / "checkpoints") is None:
-                at_switch = load_latest(self.folder / "beam" / "switch")
-                assert at_switch is not None, "the loop keeps the state at the switch"
-                meta = {**at_switch.meta, "config": config.to_dict()}
-                save_checkpoint(folder / "checkpoints", at_switch.step, at_switch.tensors, meta, 2)
-            outcome, run_id = self.train(config, "control", latent_dir, manifest)
-            return {"run_id": run_id, "seconds": outcome.seconds}
-
-        inputs = {"data": manifest.hash, "config": config.to_dict()}
-        return self.stages.run("control", inputs, make, lambda _: self.is_whole("control", total))
-
-    # --- use ----------------------------------------------------------------------------------------------------------
-
-    def is_whole(self, part: str, updates: int) -> bool:
-        """True when the newest whole checkpoint of a part is its last: a damaged one must not pass an earlier one off."""
-        found = load_latest(self.folder / part / "checkpoints")
-        return found is not None and found.step == updates
-
-    def load_rbm(self, part: str, checkpoints: str = "checkpoints") -> tuple[RBM, ChainState]:
-        """The RBM and chains of a trained part of this run."""
-        found = load_latest(self.folder / part / checkpoints)
-        assert found is not None and isinstance(self.config.model, RBMConfig)
-        rbm = RBM(self.config.model)
-        rbm.load_state_dict(_part(found.tensors, "model."))
-        rbm.requires_grad_(False)
-        return rbm, ChainState(**_part(found.tensors, "chains."))
-
-
-def _registered(name: str, outputs: dict[str, Any]) -> bool:
-    """True when the version of a stage's record is (still) in the registry, with the same content."""
-    try:
-        return find_model(f"models:/{name}/{outputs['version']}").tags["content_hash"] == outputs.get("content")
-    except RegistryError:
-        return False
-
-
-def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def run_chain(chain: Chain) -> dict[str, Any]:
@@ -326,7 +101,7 @@ def run_chain(chain: Chain) -> dict[str, Any]:
         }
 
     name = chain.model_name(latents.dataset, "beam")
-    registered = chain.stages.run("registry", inputs, register, lambda out: _registered(name, out))
+    registered = chain.stages.run("registry", inputs, register, lambda out: is_registered(name, out))
 
     def draw() -> dict[str, Any]:
         history = [json.loads(line) for line in (chain.folder / "beam" / "metrics.jsonl").read_text().splitlines()]

@@ -35,8 +35,10 @@ from data_prep.encode import (
     write_latent_shard,
 )
 from data_prep.manifest import ShardResult
+from data_prep.mixtures import draw_mixture
 from jobs.ray_session import ray_session
 from jobs.summary import as_table, write_summary
+from pipeline.data.mixtures import MIXTURES
 from pipeline.data.shards import Manifest
 from pipeline.models.autoencoder import computing_in
 from pipeline.packaged import PackagedAutoencoder, load_package
@@ -146,7 +148,11 @@ def main(argv: list[str] | None = None) -> int:
     latents = kinds.add_parser("latents", help="pixel shards to latent shards through a registered autoencoder")
     latents.add_argument("--pixels", required=True, type=Path)
     latents.add_argument("--model", default="models:/celeba-autoencoder@champion")
-    for sub in (pixels, latents):
+    mixture = kinds.add_parser("mixture", help="rows drawn from a Gaussian mixture of Table I")
+    mixture.add_argument("--name", required=True, help=f"one of {', '.join(MIXTURES)}")
+    mixture.add_argument("--rows", type=int, default=10_000, help="rows to train on (default 10000)")
+    mixture.add_argument("--seed", type=int, default=0)
+    for sub in (pixels, latents, mixture):
         sub.add_argument("--out", required=True, type=Path)
         sub.add_argument("--cache", type=Path, default=Path("cache"))
         sub.add_argument("--local", action="store_true", help="in this process, no Ray")
@@ -158,6 +164,8 @@ def main(argv: list[str] | None = None) -> int:
         if args.kind == "pixels":
             settings = PixelSettings(crop=args.crop, max_bad_share=args.max_bad_share)
             manifest = prepare_pixels(open_celeba(args.celeba), args.out.resolve(), settings, cache, args.local)
+        elif args.kind == "mixture":
+            manifest = draw_mixture(args.name, args.out.resolve(), args.rows, args.seed)
         else:
             fetched = fetch_model(args.model, cache / "models")
             manifest = prepare_latents(args.pixels.resolve(), args.out.resolve(), fetched, cache, args.local)

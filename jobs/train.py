@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,8 @@ from jobs.recipes import describe, recipe
 from jobs.summary import as_table, write_summary
 from pipeline.comm import Comm
 from pipeline.config import ConfigError, RBMConfig, RunConfig, flatten, parse_settings
-from pipeline.data.shards import ShardError, load_latents, load_split, read_manifest, read_whitening
+from pipeline.data.rows import load_rows
+from pipeline.data.shards import ShardError, load_split, read_manifest
 from pipeline.training.autoencoder import AutoencoderObjective
 from pipeline.training.beam import BeamObjective
 from pipeline.training.checkpoint import load_latest
@@ -46,7 +47,7 @@ class TrainJob:
 
     config: dict[str, Any]
     data_dir: str
-    """Latent shards of a BEAM, pixel shards of an autoencoder."""
+    """Latent shards or points of a BEAM, pixel shards of an autoencoder."""
     data_hash: str
     folder: str
     """The run's folder, an absolute path that all workers see."""
@@ -73,13 +74,13 @@ def make_objective(job: TrainJob, comm: Comm) -> Objective:
     """The objective of the job's config on the job's shards. Raises ShardError or ConfigError on what does not fit."""
     config, data = RunConfig.from_dict(job.config), Path(job.data_dir)
     kind = read_manifest(data).kind
-    wanted = "latents" if isinstance(config.model, RBMConfig) else "pixels"
-    if kind != wanted:
+    beam = isinstance(config.model, RBMConfig)
+    if (kind == "pixels") == beam:
+        wanted = "latents or points" if beam else "pixels"
         raise ShardError(f"recipe {config.name!r} trains on {wanted}, but {data} holds {kind}")
-    if wanted == "pixels":
+    if not beam:
         return AutoencoderObjective(config, load_split(data, "train"), load_split(data, "valid"), comm)
-    whiten = read_whitening(data).apply
-    return BeamObjective(config, whiten(load_latents(data, "train")), whiten(load_latents(data, "valid")), comm)
+    return BeamObjective(config, load_rows(data, "train"), load_rows(data, "valid"), comm)
 
 
 def run_worker(job: TrainJob, comm: Comm, stop: StopRequest) -> Iterator[Progress]:
@@ -131,15 +132,15 @@ def _ray_worker(values: dict[str, Any]) -> None:
             raise  # perhaps on this worker alone: end the group, or the others would wait for it
 
 
-def train_on_ray(job: TrainJob, workers: int, use_gpu: bool) -> Iterator[dict[str, Any]]:
-    """Train on `workers` Ray Train workers (nccl with GPUs, gloo without); yields rows as they appear in metrics.jsonl."""
+def make_trainer(job: TrainJob, workers: int, use_gpu: bool, callbacks: Sequence[Any] = ()) -> Any:
+    """The TorchTrainer of a job (nccl with GPUs, gloo without); clears what an earlier attempt left for its workers."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     folder = Path(job.folder)
     for stale in ("STOP", "failure.json", "worker.log"):
         (folder / stale).unlink(missing_ok=True)
-    trainer = TorchTrainer(
+    return TorchTrainer(
         _ray_worker,
         train_loop_config=asdict(job),
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
@@ -152,8 +153,14 @@ def train_on_ray(job: TrainJob, workers: int, use_gpu: bool) -> Iterator[dict[st
             name=f"{folder.name}-{time.time_ns()}",  # Ray's own record; ours is the folder
             storage_path=str(folder / "ray"),
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            callbacks=list(callbacks),
         ),
     )
+
+
+def train_on_ray(job: TrainJob, workers: int, use_gpu: bool) -> Iterator[dict[str, Any]]:
+    """Train on `workers` Ray Train workers; yields rows as they appear in metrics.jsonl."""
+    folder, trainer = Path(job.folder), make_trainer(job, workers, use_gpu)
     errors: list[BaseException] = []
 
     def fit() -> None:
@@ -235,6 +242,15 @@ def check_folder(folder: Path, config: RunConfig, data_hash: str) -> None:
         refuse_another_run(folder, found, config, data_hash)
 
 
+def describe_folder(job: TrainJob, workers: int) -> None:
+    """Write config.json and job.json (which data, how many workers) into the run's folder."""
+    folder, manifest = Path(job.folder), read_manifest(Path(job.data_dir))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", job.config)
+    facts = {"dataset": manifest.dataset, "data_hash": job.data_hash, "data_dir": job.data_dir, "kind": manifest.kind}
+    write_json(folder / "job.json", {**facts, "workers": workers})
+
+
 def total_updates(config: RunConfig, train_rows: int) -> tuple[int, int]:
     """(updates of the likelihood phase, of the whole run) on `train_rows` rows."""
     epoch = -(-train_rows // config.data.batch_size)
@@ -247,8 +263,7 @@ def run_training(
 ) -> Outcome:
     """Train to the end or to a stop, with a progress bar on the terminal and rows in the tracker (None for none)."""
     config, folder = RunConfig.from_dict(job.config), Path(job.folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "config.json", job.config)
+    describe_folder(job, workers)
     rows = read_manifest(Path(job.data_dir)).splits["train"].rows
     total = total_updates(config, rows)[1]
     blocks = config.sampler.num_blocks if config.sampler else getattr(config.model, "num_blocks", workers)
@@ -291,7 +306,9 @@ def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status: 0 finished, 130 stopped with a checkpoint, 2 a user's error."""
     parser = argparse.ArgumentParser(prog="python -m jobs.train", description=__doc__)
     parser.add_argument("recipe", nargs="?", help="a name from --list")
-    parser.add_argument("--data", type=Path, help="folder of shards: latents for a BEAM, pixels for an autoencoder")
+    parser.add_argument(
+        "--data", type=Path, help="folder of shards: latents or points for a BEAM, pixels for an autoencoder"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--local", action="store_true", help="one process, no Ray")

@@ -244,6 +244,11 @@ class EvaluationConfig:
     numbers shift every estimate: compare only values with equal numbers."""
     num_neighbors: int = 5
     """Of the kNN estimate of the KL divergence (Eq. 17)."""
+    minibatch_rows: int = 128
+    """Rows of one minibatch of that estimate; the paper averages it over minibatches. Not data.batch_size, which a search
+    may change: the estimate moves with the number of rows."""
+    samples: Literal["mean", "noisy"] = "mean"
+    """Which rows of the model are compared: E[v | h], what a picture shows, or v with its noise, which a density has."""
     num_components: int = 100
     """Principal components of the training rows in which Frechet distance, precision and recall are computed."""
     selection_metric: str = "frechet_latent"
@@ -253,6 +258,12 @@ class EvaluationConfig:
         _require(self.every_updates >= 1, "evaluation.every_updates", self.every_updates, "at least 1")
         _require(self.num_rows >= 8, "evaluation.num_rows", self.num_rows, "at least 8")
         _require(self.num_neighbors >= 1, "evaluation.num_neighbors", self.num_neighbors, "at least 1")
+        _require(
+            self.minibatch_rows > self.num_neighbors,
+            "evaluation.minibatch_rows",
+            self.minibatch_rows,
+            "more than evaluation.num_neighbors",
+        )
         _require(self.num_components >= 1, "evaluation.num_components", self.num_components, "at least 1")
         _require(
             self.selection_metric in ("frechet_latent", "kl_forward", "kl_sum", "reconstruction_mse"),

@@ -1,7 +1,8 @@
 """Shards: rows of fixed shape in tar files with a manifest; how they are written, checked and read.
 
-Both data sets of this project are kept this way: `pixels` (uint8 [size, size, 3]) and `latents` (float32 [F], raw; they
-are whitened when read). A member of a tar is a *block* of 256 rows as `.npy`: rows one by one read ten times slower.
+All data sets of this project are kept this way: `pixels` (uint8 [size, size, 3]), `latents` (float32 [F], raw; they are
+whitened when read) and `points` (float32 [d], drawn from a density and used as they are). A member of a tar is a
+*block* of 256 rows as `.npy`: rows one by one read ten times slower.
 The bytes of a shard depend on its rows only, so equal rows have equal sha256, and the manifest (`manifest.json`) names
 every shard with its rows, bytes and sha256. Nothing is read without a manifest and nothing is unpickled.
 
@@ -31,7 +32,7 @@ from webdataset.writer import TarWriter
 MANIFEST_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 BLOCK_ROWS = 256
-DTYPES = {"pixels": "uint8", "latents": "float32"}
+DTYPES = {"pixels": "uint8", "latents": "float32", "points": "float32"}
 _REPAIR = "delete it and run the prepare job again: it rewrites only what is missing"
 
 
@@ -72,8 +73,9 @@ class SplitEntry:
 class Manifest:
     """What a folder of shards holds.
 
-    Fields: kind "pixels" or "latents"; dataset label; source_hash: content hash of the photographs, for latents the
-    hash of the pixels' manifest; settings: everything else that decides the rows; row_shape; splits by name; problems.
+    Fields: kind "pixels", "latents" or "points"; dataset label; source_hash: content hash of the photographs, for latents
+    the hash of the pixels' manifest, for points that of the density; settings: everything else that decides the rows;
+    row_shape; splits by name; problems.
     """
 
     kind: str

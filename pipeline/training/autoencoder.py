@@ -15,7 +15,7 @@ from pipeline.models.autoencoder import IMAGE_SIZE, Autoencoder, Precision, choo
 from pipeline.optimizers import build_optimizer, load_optimizer_state, optimizer_state, set_learning_rate
 from pipeline.schedules import learning_rate
 from pipeline.streams import stream
-from pipeline.training.objective import NonFinite
+from pipeline.training.objective import Evaluation, NonFinite
 
 ERROR = "squared error"
 """Name of the summed error among the sums; no parameter's name holds a space."""
@@ -109,7 +109,7 @@ class AutoencoderObjective:
         self.sums.add_({**dict(zip(self.parameters, gradients)), ERROR: error.detach()})
 
     @torch.no_grad()
-    def evaluate(self, step: int) -> dict[str, float]:
+    def evaluate(self, step: int) -> Evaluation:
         """`reconstruction_mse` per pixel value on [0, 1] and `psnr` in dB, over the held-out rows; see Objective.evaluate."""
         self.error_sum.zero_()
         rows = split_rows(len(self.heldout), self.model_config.num_blocks)
@@ -121,7 +121,7 @@ class AutoencoderObjective:
                     error = (self.model(images) - images).square().sum() / (VALUES * len(self.heldout))
                     self.error_sum.add_({ERROR: error})
         mse = self.error_sum.reduce(self.comm)[ERROR]
-        return {"reconstruction_mse": float(mse), "psnr": float(-10 * mse.log10())}
+        return Evaluation({"reconstruction_mse": float(mse), "psnr": float(-10 * mse.log10())}, None)
 
     def state(self) -> dict[str, Tensor]:
         """See Objective.state."""

@@ -27,7 +27,7 @@ from pipeline.schedules import learning_rate
 from pipeline.streams import stream
 from pipeline.training.block import Block, Counts, Measurements, Particles, ascent_direction
 from pipeline.training.monitors import Monitors
-from pipeline.training.objective import NonFinite
+from pipeline.training.objective import Evaluation, NonFinite
 
 
 class PhasePosition(NamedTuple):
@@ -63,7 +63,7 @@ class BeamObjective:
         self.sampler = DrivenGibbs(GammaProcess(s.beta_std, s.beta_momentum), s.gibbs_steps, s.min_beta)
         self.statistics_sampler = plain_gibbs(s.statistics_sweeps)
         self.wide_start = WideStart.of(train)
-        self.monitors = Monitors(config.evaluation, train, heldout.to(comm.device), config.data.batch_size)
+        self.monitors = Monitors(config.evaluation, train, heldout.to(comm.device))
 
         self.block_chains = split_rows(s.num_chains, s.num_blocks)
         self.blocks = comm.my_blocks(s.num_blocks)
@@ -259,7 +259,7 @@ class BeamObjective:
 
     # --- evaluation and state ---------------------------------------------------------------------------------------
 
-    def evaluate(self, step: int) -> dict[str, float]:
+    def evaluate(self, step: int) -> Evaluation:
         """Held-out monitors by the fixed protocols, and the same distances for the persistent chains under own names."""
         chains = self._gathered_chains() if step > 0 else None  # no hidden state has been drawn before the first step
         return self.monitors.measure(self.rbm, self.wide_start, chains, self.comm)

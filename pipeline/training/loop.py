@@ -15,10 +15,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from pipeline.comm import Comm
 from pipeline.config import RunConfig, flatten
+from pipeline.data.shards import replace_file
 from pipeline.training.checkpoint import Checkpoint, load_latest, save_checkpoint
 from pipeline.training.objective import Objective
 
@@ -72,7 +74,7 @@ def train(
     Args:
         build: makes the objective; called once.
         config: of the run; a folder that holds another config's checkpoints is refused (ValueError).
-        folder: the run's folder, seen by all workers; holds checkpoints/ and metrics.jsonl.
+        folder: the run's folder, seen by all workers; holds checkpoints/, samples/ and metrics.jsonl.
         comm: this worker's group.
         stop: asked every checkpoint.log_every_updates updates; any worker's request stops all.
         meta: further facts for the checkpoint's meta.json (data hash, versions).
@@ -88,7 +90,7 @@ def train(
     switch = getattr(objective, "switch_step", objective.total_steps)
     last_time, last_step = time.perf_counter(), start
     if start == 0:
-        metrics = objective.evaluate(0)
+        metrics = _evaluate(objective, folder, 0, comm)
         _append_history(folder, 0, metrics, comm)
         yield Progress(0, objective.total_steps, metrics, None, True, False)
         last_time = time.perf_counter()
@@ -105,7 +107,7 @@ def train(
         now = time.perf_counter()
         metrics["updates_per_second"] = (done - last_step) / max(now - last_time, 1e-9)
         if evaluate:
-            metrics |= objective.evaluate(done)
+            metrics |= _evaluate(objective, folder, done, comm)
         path = None
         if save:
             state = objective.state()
@@ -133,7 +135,8 @@ def resume(objective: Objective, config: RunConfig, folder: Path, meta: dict[str
 
 def refuse_another_run(folder: Path, found: Checkpoint, config: RunConfig, data: str | None) -> None:
     """Raise ValueError, naming what differs, when a folder's checkpoint is of other settings or of other data."""
-    mine, theirs = flatten(config.to_dict()), flatten(found.meta["config"])
+    # read and written again: a setting that came up since then has the default that the run had
+    mine, theirs = (flatten(c.to_dict()) for c in (config, RunConfig.from_dict(found.meta["config"])))
     different = sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k))
     if different:
         key = different[0]
@@ -146,6 +149,16 @@ def refuse_another_run(folder: Path, found: Checkpoint, config: RunConfig, data:
             f"{folder} holds a run on other data ({found.meta.get('data')} there, {data} here); choose another --name, or "
             "delete that folder to start over"
         )
+
+
+def _evaluate(objective: Objective, folder: Path, step: int, comm: Comm) -> dict[str, float]:
+    """The held-out metrics; the rows for people go to samples/step_00000500.npy, float32 [n, V]."""
+    found = objective.evaluate(step)
+    if comm.is_first and found.samples is not None:
+        (folder / "samples").mkdir(parents=True, exist_ok=True)
+        with replace_file(folder / "samples" / f"step_{step:08d}.npy") as file:
+            np.save(file, found.samples.float().cpu().numpy())
+    return found.metrics
 
 
 def _append_history(folder: Path, step: int, metrics: dict[str, float], comm: Comm) -> None:

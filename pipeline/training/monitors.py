@@ -1,7 +1,8 @@
 """Held-out monitors of a BEAM: how far samples by the fixed protocols are from held-out rows.
 
-All comparisons use E[v | h] of the last sweep (what a picture shows), equal numbers of data and model rows, and one seed.
-KL divergences are per dimension (nats / V), per minibatch and averaged, as in the paper.
+All comparisons use E[v | h] of the last sweep (what a picture shows) or, as evaluation.samples says, v with its noise (what
+a density has); equal numbers of data and model rows, and one seed. KL divergences are per dimension (nats / V), per
+minibatch and averaged, as in the paper. Nothing but `evaluation` decides how a model is measured.
 
 | key | samples |
 |---|---|
@@ -20,31 +21,39 @@ from pipeline.metrics.images import fit_principal_space, frechet_distance, proje
 from pipeline.models.rbm import RBM
 from pipeline.samplers.gibbs import ChainState
 from pipeline.samplers.protocols import DRIVEN, FRESH, WideStart, draw_samples
+from pipeline.training.objective import Evaluation
 
 SEED = 20_180_424
 """Of every evaluation of every run: two models are compared on the same random numbers."""
+NUM_SHOWN = 36
+"""Rows of the driven protocol that each evaluation keeps for people to look at."""
 
 
 class Monitors:
     """Distances between a model's samples and held-out rows; fitted to the training rows once."""
 
-    def __init__(self, config: EvaluationConfig, train: Tensor, heldout: Tensor, batch_size: int):
+    def __init__(self, config: EvaluationConfig, train: Tensor, heldout: Tensor):
         self.config = config
         self.heldout = heldout[: config.num_rows]
-        self.batch_size = min(batch_size, len(self.heldout))
         components = min(config.num_components, train.shape[1], len(self.heldout) - 1)
         self.space = fit_principal_space(train, components)
 
     @torch.no_grad()
-    def measure(self, rbm: RBM, start: WideStart, chains: ChainState | None, comm: Comm) -> dict[str, float]:
+    def measure(self, rbm: RBM, start: WideStart, chains: ChainState | None, comm: Comm) -> Evaluation:
         """The monitors of `rbm`; workers share the sampling. `chains` are the persistent ones of all workers, if any."""
+        noisy = self.config.samples == "noisy"
         count = len(self.heldout)
-        driven = draw_samples(rbm, start, DRIVEN, count, SEED, comm).visible_mean
-        fresh = draw_samples(rbm, start, FRESH, count, SEED, comm).visible_mean
+        driven, fresh = (
+            drawn.visible if noisy else drawn.visible_mean
+            for drawn in (draw_samples(rbm, start, protocol, count, SEED, comm) for protocol in (DRIVEN, FRESH))
+        )
         scores = score_latents(self.space, self.heldout, driven)
-        persistent = {} if chains is None else self._divergences("persistent_", rbm.visible_mean(chains.hidden)[:count])
+        persistent = {}
+        if chains is not None:
+            rows = chains.visible if noisy else rbm.visible_mean(chains.hidden)
+            persistent = self._divergences("persistent_", rows[:count])
         fresh_frechet = frechet_distance(project(self.space, self.heldout), project(self.space, fresh))
-        return {
+        metrics = {
             **self._divergences("", driven),
             "frechet_latent": scores.frechet,
             "precision": scores.precision,
@@ -55,11 +64,12 @@ class Monitors:
             "fresh_frechet_latent": fresh_frechet,
             **persistent,
         }
+        return Evaluation(metrics, driven[:NUM_SHOWN])
 
     def _divergences(self, prefix: str, samples: Tensor) -> dict[str, float]:
         if not bool(torch.isfinite(samples).all()):
             return {f"{prefix}kl_forward": float("inf"), f"{prefix}kl_reverse": float("inf")}
         rows = self.heldout[: len(samples)]
-        size = min(self.batch_size, len(rows))
+        size = min(self.config.minibatch_rows, len(rows))
         forward, reverse = forward_reverse_kl(rows, samples[: len(rows)], self.config.num_neighbors, size)
         return {f"{prefix}kl_forward": forward.per_dimension, f"{prefix}kl_reverse": reverse.per_dimension}

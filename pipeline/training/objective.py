@@ -3,7 +3,7 @@
 All methods are collective: every worker calls them in the same order with the same arguments.
 """
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -20,6 +20,14 @@ class NonFinite(RuntimeError):
         self.step = step
 
 
+class Evaluation(NamedTuple):
+    """What a held-out evaluation found."""
+
+    metrics: dict[str, float]
+    samples: Tensor | None
+    """A few of the rows it looked at [n, V], to be looked at by people; None when the objective draws none."""
+
+
 class Objective(Protocol):
     """A training objective: it owns the model, the optimizer, its data and its random streams."""
 
@@ -34,7 +42,7 @@ class Objective(Protocol):
         """
         ...
 
-    def evaluate(self, step: int) -> dict[str, float]:
+    def evaluate(self, step: int) -> Evaluation:
         """Held-out monitors after `step` updates, by fixed protocols and seeds; changes nothing of the run."""
         ...
 

@@ -28,7 +28,7 @@ def _train(precision: str, start: int, stop: int, state: dict[str, Tensor] | Non
     if state is not None:
         objective.load_state(state)
     reports = [objective.step(step, measure=True) for step in range(start, stop)]
-    return {"reports": reports, "evaluation": objective.evaluate(stop), "state": objective.state()}
+    return {"reports": reports, "evaluation": objective.evaluate(stop).metrics, "state": objective.state()}
 
 
 def _assert_equal(result: dict, reference: dict, who: str) -> None:

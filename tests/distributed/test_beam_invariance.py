@@ -70,7 +70,7 @@ def run(config: RunConfig, start: int, stop: int, state: dict[str, Tensor] | Non
     reports = [objective.step(step, measure=step % 5 == 4) for step in range(start, stop)]
     return {
         "reports": reports,
-        "evaluation": objective.evaluate(stop) if evaluate else {},
+        "evaluation": objective.evaluate(stop).metrics if evaluate else {},
         "state": objective.state(),
     }
 

@@ -125,9 +125,9 @@ def test_training_lowers_the_error() -> None:
     config = dataclasses.replace(small_config(flip=False), data=DataConfig(batch_size=4), schedules=schedules)
     objective = AutoencoderObjective(config, discs(4), discs(4), Comm())
     assert objective.total_steps == 20
-    start = objective.evaluate(0)
+    start = objective.evaluate(0).metrics
     reports = [objective.step(step, measure=step == 19) for step in range(20)]
-    end = objective.evaluate(20)
+    end = objective.evaluate(20).metrics
     assert end["reconstruction_mse"] < 0.5 * start["reconstruction_mse"]
     assert end["psnr"] - start["psnr"] > 3.0
     assert reports[0]["batch_mse"] == pytest.approx(start["reconstruction_mse"], rel=1e-4)
@@ -151,7 +151,7 @@ def test_the_step_is_the_gradient_of_the_batch_mean() -> None:
 def test_evaluate_is_the_mean_over_the_first_rows_and_changes_nothing() -> None:
     objective = objective_of(small_config())
     before = objective.state()
-    report = objective.evaluate(0)
+    report = objective.evaluate(0).metrics
     images = from_pixels(discs(35)[24:][:9])
     with torch.no_grad():
         mse = torch.nn.functional.mse_loss(objective.model(images), images)
