@@ -23,9 +23,10 @@ MODEL ?= models:/celeba-beam@champion
 N ?= 36
 SEED ?= 0
 OUT ?= samples.png
+RUN ?=
 TESTS ?= tests
 
-.PHONY: help setup celeba-train sample test test-slow lint types clean
+.PHONY: help setup celeba-train report sample generate test test-slow lint types clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -46,6 +47,14 @@ celeba-train: $(READY) ## faces end to end; CELEBA=path WORKERS=n RECIPE=r NAME=
 
 sample: $(READY) ## a PNG of samples; MODEL=models:/celeba-beam@champion N=36 SEED=0 OUT=samples.png
 	$(PY) -m jobs.sample --model $(MODEL) --n $(N) --seed $(SEED) --out $(OUT)
+
+# N and OUT have other defaults here than for one picture.
+generate: $(READY) ## many samples as shards on Ray; MODEL=... N=50000 SEED=0 OUT=cache/samples WORKERS=n
+	$(PY) -m jobs.generate --model "$(MODEL)" --n $(if $(filter file,$(origin N)),50000,$(N)) --seed $(SEED) \
+	  --out "$(if $(filter file,$(origin OUT)),cache/samples,$(OUT))" --workers $(WORKERS)
+
+report: $(READY) ## one HTML page about a run, a sweep, or several runs compared; RUN="name [name ...]"
+	$(PY) -m jobs.report $(RUN)
 
 test: $(READY) ## the default tests (minutes); TESTS=tests/exact for some
 	$(PY) -m pytest -q -m "not slow" $(TESTS)

@@ -12,6 +12,7 @@ from data_prep.celeba import CelebASource, PixelSettings, open_celeba, pixels_up
 from data_prep.encode import latents_up_to_date
 from data_prep.synthetic_faces import draw_dataset
 from jobs.prepare import latent_settings, prepare_latents, prepare_pixels
+from jobs.recipes import TOYS
 from jobs.stages import Stages
 from jobs.tracked import start_tracker
 from jobs.train import Outcome, TrainJob, check_folder, run_training, total_updates
@@ -54,7 +55,7 @@ class Chain:
 
     def model_name(self, dataset: str, kind: str) -> str:
         """The registry's name; models of toy size have names of their own, so that none becomes a champion of real ones."""
-        return model_name(f"{dataset}-toy" if self.args.recipe == "faces_toy" else dataset, kind)
+        return model_name(f"{dataset}-toy" if self.args.recipe in TOYS else dataset, kind)
 
     # --- data ---------------------------------------------------------------------------------------------------------
 

@@ -3,13 +3,16 @@
 Every number comes with the count behind it: as many model rows as test rows, three seeds (their mean and spread).
 """
 
+import contextlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipeline.data.shards import Whitening
+from pipeline.data.rows import load_rows, read_scaling
+from pipeline.data.shards import Whitening, read_manifest
 from pipeline.metrics.divergences import forward_reverse_kl
 from pipeline.metrics.faces import MissingDetector, face_share
 from pipeline.metrics.images import (
@@ -24,8 +27,9 @@ from pipeline.metrics.images import (
     score_latents,
 )
 from pipeline.models.rbm import RBM
-from pipeline.packaged import PackagedAutoencoder
-from pipeline.samplers.protocols import DRIVEN, FRESH, WideStart, draw_samples
+from pipeline.packaged import PackagedAutoencoder, PackageError, load_package
+from pipeline.registry import RegistryError, fetch_model, find_version
+from pipeline.samplers.protocols import DRIVEN, FRESH, Samples, WideStart, draw_samples
 from pipeline.streams import stream
 
 SEEDS = (101, 102, 103)
@@ -61,14 +65,78 @@ class Scene:
         """Images encoded again, whitened [n, 1024]."""
         return self.whitening.apply(self.autoencoder.encode(pixels))
 
+    def manifold(self, samples: Tensor) -> Tensor:
+        """Samples decoded and encoded again [n, 1024]: what precision, recall and duplicates are about."""
+        return self.again(self.pixels(samples))
 
-def score_samples(scene: Scene, samples: Tensor, num_neighbors: int) -> dict[str, float]:
-    """Distances of samples [n, 1024] (n = number of test rows) from the test rows; manifold metrics after re-encoding."""
-    pixels = scene.pixels(samples)
-    reencoded = scene.again(pixels)
-    scores = score_latents(scene.space, scene.test, samples, reencoded)
+    def compared(self, drawn: Samples) -> Tensor:
+        """The rows that are compared with data: E[v | h]."""
+        return drawn.visible_mean
+
+
+@dataclass(frozen=True)
+class PointScene:
+    """What models of points are compared on: rows of a density, which have its noise."""
+
+    train: Tensor
+    test: Tensor
+    space: PrincipalSpace
+
+    def manifold(self, samples: Tensor) -> Tensor:
+        """The samples themselves: there is nothing to decode."""
+        return samples
+
+    def compared(self, drawn: Samples) -> Tensor:
+        """The rows that are compared with data: v with its noise."""
+        return drawn.visible
+
+
+def open_scene(data_dir: Path, cache: Path, num_components: int) -> Scene | PointScene:
+    """The scene of a folder of latents or points, on at most TEST_ROWS rows of its test partition.
+
+    Raises:
+        RegistryError: the autoencoder that made the latents is neither in `cache`/models nor in the registry.
+        ShardError: the folder holds neither.
+    """
+    train, test = load_rows(data_dir, "train"), load_rows(data_dir, "test")[:TEST_ROWS]
+    manifest = read_manifest(data_dir)
+    if manifest.kind == "latents":
+        encoder = find_encoder(str(manifest.settings.get("encoder_version")), cache)
+        return Scene.of(train, test, read_scaling(data_dir), encoder, num_components)
+    components = min(num_components, train.shape[1], len(test) - 1)
+    return PointScene(train, test, fit_principal_space(train, components))
+
+
+def find_encoder(encoder: str, cache: Path, tracking: str | None = None) -> PackagedAutoencoder:
+    """The registered autoencoder `NAME/HASH` (the start of its content hash): from `cache`/models, else the registry.
+
+    Raises:
+        RegistryError: it is in neither.
+    """
+    name, *_, content = encoder.split("/")
+    if content == name or not content:
+        raise RegistryError(f"encoder {encoder!r} is no registered autoencoder, so its latents cannot be decoded")
+    for folder in sorted((cache / "models").glob(f"{name}-v*-{content}*")):
+        with contextlib.suppress(PackageError):  # damaged: fetched again below
+            model = load_package(folder)
+            if isinstance(model, PackagedAutoencoder):
+                return model
+    newest = find_version(name, {}, tracking=tracking)
+    for number in range(int(newest.version) if newest else 0, 0, -1):
+        version = find_version(name, str(number), tracking=tracking)
+        if version is not None and version.tags.get("content_hash", "").startswith(content):
+            model = load_package(fetch_model(version.uri, cache / "models", tracking=tracking).folder)
+            if isinstance(model, PackagedAutoencoder):
+                return model
+    raise RegistryError(f"autoencoder {name} with content {content}, which made the latents, is not in the registry")
+
+
+def score_samples(scene: Scene | PointScene, samples: Tensor, num_neighbors: int) -> dict[str, float]:
+    """Distances of samples [n, V] (n = number of test rows) from the test rows; of faces, manifold metrics re-encoded."""
+    manifold = scene.manifold(samples)
+    scores = score_latents(scene.space, scene.test, samples, manifold)
     forward, reverse = forward_reverse_kl(scene.test, samples, num_neighbors)
-    points = project(scene.space, reencoded)
+    points = project(scene.space, manifold)
     return {
         "frechet_latent": scores.frechet,
         "precision": scores.precision,
@@ -85,18 +153,20 @@ def score_samples(scene: Scene, samples: Tensor, num_neighbors: int) -> dict[str
     }
 
 
-def score_model(scene: Scene, rbm: RBM, start: WideStart, num_neighbors: int) -> dict[str, float]:
-    """Mean over SEEDS of `score_samples` for E[v | h] by the driven protocol, with `<metric>_spread` (sd over seeds).
+def score_model(scene: Scene | PointScene, rbm: RBM, start: WideStart, num_neighbors: int) -> dict[str, float]:
+    """Mean over SEEDS of `score_samples` by the driven protocol, with `<metric>_spread` (sd over seeds).
 
-    `fresh_*` are the same by the fresh protocol (first seed); `sample_*` of v with its noise (driven, first seed).
+    Compared is E[v | h], of points v. `fresh_*` are the same by the fresh protocol (first seed); `sample_*` of v with its
+    noise (driven, first seed).
     """
     rows = []
     for seed in SEEDS:
         drawn = draw_samples(rbm, start, DRIVEN, len(scene.test), seed)
-        rows.append(score_samples(scene, drawn.visible_mean, num_neighbors))
+        rows.append(score_samples(scene, scene.compared(drawn), num_neighbors))
         if seed == SEEDS[0]:
             with_noise = score_samples(scene, drawn.visible, num_neighbors)
-    fresh = score_samples(scene, draw_samples(rbm, start, FRESH, len(scene.test), SEEDS[0]).visible_mean, num_neighbors)
+    drawn = draw_samples(rbm, start, FRESH, len(scene.test), SEEDS[0])
+    fresh = score_samples(scene, scene.compared(drawn), num_neighbors)
     table = {k: torch.tensor([row[k] for row in rows], dtype=torch.float64) for k in rows[0]}
     return {
         **{k: float(v.mean()) for k, v in table.items()},

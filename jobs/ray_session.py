@@ -16,6 +16,7 @@ _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
@@ -39,11 +40,14 @@ def prepare_environment(cache: Path) -> None:
 
 
 @contextmanager
-def ray_session(cache: Path, num_cpus: int) -> Iterator[None]:
+def ray_session(cache: Path, num_cpus: int, sweep: bool = False) -> Iterator[None]:
     """Ray until the block ends: the cluster at RAY_ADDRESS if set, else a local one with `num_cpus` logical CPUs.
 
-    A session that is already open in this process is used and left open.
+    A session that is already open in this process is used and left open. A `sweep` has the dashboard on (on loopback: what
+    cleans up after a trial that Tune cuts asks it), and its trials wait for their turn.
     """
+    if sweep:
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "86400")
     prepare_environment(cache)
     import ray
 
@@ -58,7 +62,7 @@ def ray_session(cache: Path, num_cpus: int) -> Iterator[None]:
         ray.init(
             address="local",
             num_cpus=num_cpus,
-            include_dashboard=False,
+            include_dashboard=sweep,
             object_store_memory=256 * 2**20,
             log_to_driver=False,
             logging_level=logging.ERROR,

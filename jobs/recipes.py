@@ -218,6 +218,10 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
 
 AUTOENCODER_OF = {"faces_quick": "faces_quick_autoencoder", "faces_toy": "faces_toy_autoencoder"}
 """Which autoencoder recipe goes with a BEAM recipe; celeba_autoencoder for all others."""
+MIXTURE_OF = {"mixture_bimodal": "bimodal", "mixture_toy": "bimodal"}
+"""Recipes of points, and the Gaussian mixture that each is trained on."""
+TOYS = ("faces_toy", "mixture_toy")
+"""Recipes of toy size; their models have names of their own, so that none becomes a champion of real ones."""
 
 
 def recipe(name: str, settings: dict[str, str] | None = None) -> RunConfig:

@@ -53,6 +53,8 @@ class TrainJob:
     """The run's folder, an absolute path that all workers see."""
     threads: int = 1
     """Compute threads of each worker; the bits of a run depend on it, not on the number of workers."""
+    until: int | None = None
+    """Updates after which to end early, with a checkpoint; None: the run's own end."""
 
 
 class TrainingFailed(RuntimeError):
@@ -93,7 +95,7 @@ def run_worker(job: TrainJob, comm: Comm, stop: StopRequest) -> Iterator[Progres
         "torch": torch.__version__,
         "device": comm.device.type,
     }
-    yield from train(lambda: make_objective(job, comm), config, folder, comm, stop, meta)
+    yield from train(lambda: make_objective(job, comm), config, folder, comm, stop, meta, job.until)
 
 
 def train_local(job: TrainJob) -> Iterator[dict[str, Any]]:

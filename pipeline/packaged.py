@@ -1,32 +1,23 @@
-"""Trained models as folders of safetensors and JSON: written, verified, loaded and used; no code and no pickle in them.
+"""Trained models with all that it takes to use them, and what they do; package_files.py says how they lie on disk.
 
-    config.json                 format version, kind, data set, settings, metrics, sha256 of every file, hash of itself
-    autoencoder.safetensors     weights by their names in the module
-    rbm.safetensors             a BEAM only: weights by their names in the module
-    statistics.safetensors      a BEAM only: whitening and wide start
-    chains.safetensors          a BEAM only: the persistent chains where training left them
-
-A BEAM carries its autoencoder, so one folder is all that sampling pictures needs. A folder that is damaged, of another
-version or with anything unknown in it is refused by name: half understood, it would give wrong pictures silently.
+A BEAM of pictures carries its autoencoder, so one folder is all that sampling takes: `latents` below are whitened
+features of a picture, and pixels are uint8 [n, 64, 64, 3]. A BEAM of points has none: its rows are float32 [n, V].
 """
 
-import contextlib
-import difflib
-import json
 import math
-import numbers
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.config import AutoencoderConfig, RBMConfig, RunConfig
-from pipeline.data.shards import Whitening, canonical_hash, file_hash
+from pipeline.data.shards import Whitening
+from pipeline.model_inputs import SAMPLE_DEFAULTS as SAMPLE_DEFAULTS
+from pipeline.model_inputs import SAMPLE_RANGES as SAMPLE_RANGES
+from pipeline.model_inputs import Data, as_clamped, as_pixels, as_points, check_parameters, clamped_pixels
 from pipeline.models.autoencoder import (
     NUM_FEATURES,
     Autoencoder,
@@ -35,21 +26,23 @@ from pipeline.models.autoencoder import (
     encode_pixels,
 )
 from pipeline.models.rbm import RBM
+from pipeline.models.units import Gaussian
+from pipeline.package_files import (
+    PackageError,
+    Tensors,
+    check_shapes,
+    load_weights,
+    naming,
+    read_config,
+    read_tensors,
+    refuse_unknown,
+    write_package,
+)
+from pipeline.samplers.clamped import draw_clamped
 from pipeline.samplers.driven import DrivenGibbs, GammaProcess
 from pipeline.samplers.gibbs import ChainState
-from pipeline.samplers.protocols import DRIVEN, FRESH, ROWS_PER_BLOCK, Protocol, WideStart, draw_samples
+from pipeline.samplers.protocols import DRIVEN, FRESH, ROWS_PER_BLOCK, Protocol, Samples, WideStart, draw_samples
 from pipeline.streams import stream
-
-FORMAT_VERSION = 1
-CONFIG_NAME = "config.json"
-PROTOCOLS = ("driven", "fresh", "persistent")
-SAMPLE_DEFAULTS: dict[str, Any] = {"n_samples": 36, "gibbs_steps": 100, "seed": 0, "protocol": "driven"}
-"""Parameters of `PackagedBeam.predict` and their defaults."""
-SAMPLE_RANGES = {"n_samples": (1, 10_000), "gibbs_steps": (1, 100_000), "seed": (0, 2**31 - 1)}
-
-
-class PackageError(ValueError):
-    """A packaged model that cannot be written or used: says which file or field, and why."""
 
 
 @dataclass(frozen=True)
@@ -71,82 +64,172 @@ class PackagedAutoencoder:
         """Pixels uint8 [n, 64, 64, 3] of raw latents [n, 1024]."""
         return decode_latents(self.model, raw_latents, self.precision)
 
-    def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> np.ndarray:
-        """Reconstructions uint8 [n, 64, 64, 3] of pixels of the same shape (the call that MLflow makes)."""
-        pixels = torch.from_numpy(np.array(model_input))
-        return self.decode(self.encode(pixels)).numpy()
+    def reconstruct(self, pixels: Data) -> Tensor:
+        """Pixels uint8 [n, 64, 64, 3], encoded and decoded again. Raises ValueError on an input of another kind."""
+        return self.decode(self.encode(as_pixels(pixels)))
 
     def save(self, folder: str | Path) -> str:
         """Write the package into `folder`; see `PackagedBeam.save`."""
-        return _write(Path(folder), "autoencoder", self._config(), {"autoencoder.safetensors": self.model.state_dict()})
+        config = {"dataset": self.dataset, "autoencoder": self._settings(), "metrics": _finite(self.metrics)}
+        return write_package(Path(folder), "autoencoder", config, {"autoencoder.safetensors": self.model.state_dict()})
 
-    def _config(self) -> dict[str, Any]:
-        settings = {"config": asdict(self.model.config), "precision": self.precision}
-        return {"dataset": self.dataset, "autoencoder": settings, "metrics": _finite(self.metrics)}
+    def _settings(self) -> dict[str, Any]:
+        return {"config": asdict(self.model.config), "precision": self.precision}
 
     @staticmethod
-    def _read(config: Mapping[str, Any], tensors: Mapping[str, dict[str, Tensor]]) -> "PackagedAutoencoder":
+    def _read(config: Mapping[str, Any], tensors: Tensors) -> "PackagedAutoencoder":
         settings = config["autoencoder"]
-        _refuse_unknown("autoencoder", settings, ("config", "precision"))
+        refuse_unknown("autoencoder", settings, ("config", "precision"))
         precision = settings["precision"]
         if precision not in ("float32", "bfloat16"):
             raise PackageError(f"autoencoder.precision is {precision!r}: must be 'float32' or 'bfloat16'")
         model = Autoencoder(AutoencoderConfig(**settings["config"]))
-        _load_weights(model, tensors["autoencoder.safetensors"], "autoencoder.safetensors")
+        load_weights(model, tensors["autoencoder.safetensors"], "autoencoder.safetensors")
         return PackagedAutoencoder(model, precision, config["dataset"], config["metrics"])
 
 
 @dataclass(frozen=True)
 class PackagedBeam:
-    """A trained BEAM with all that turns its samples into pictures."""
+    """A trained BEAM. Results are on the CPU; with the same seed, device and number of threads they are the same."""
 
     rbm: RBM
     run: RunConfig
     whitening: Whitening
+    """Of the visible units; mean 0 and standard deviation 1 where the data were used as they are."""
     wide_start: WideStart
     chains: ChainState
     """The persistent chains of all workers, [M, .] in order."""
-    autoencoder: PackagedAutoencoder
-    """The one whose latents it was trained on."""
+    autoencoder: PackagedAutoencoder | None
+    """The one whose latents it was trained on; None for a model of points."""
     dataset: str
     metrics: Mapping[str, float | None] = field(default_factory=dict)
 
     def sample_latents(
         self, n_samples: int = 36, gibbs_steps: int = 100, seed: int = 0, protocol: str = "driven"
     ) -> Tensor:
-        """E[v | h] of the last sweep, whitened latents [n_samples, 1024], on the model's device.
+        """E[v | h] of the last sweep, whitened latents [n_samples, V], on the model's device.
 
         Args:
             n_samples: rows, 1 to 10 000; at most the number of chains for `persistent`.
             gibbs_steps: sweeps of the main stage, 1 to 100 000; 100 are the evaluation protocols themselves.
-            seed: 0 to 2^31 - 1; with the same device and number of threads, the same rows.
-            protocol: `driven` or `fresh` (samplers/protocols.py), or `persistent`: the chains of training go on with
-                their own sampler for gibbs_steps sweeps, then 5 at beta = 1.
+            seed: 0 to 2^31 - 1.
+            protocol: `driven` or `fresh` (samplers/protocols.py) start from noise; `persistent`: the chains of training
+                go on with their own sampler for gibbs_steps sweeps, then 5 at beta = 1.
 
         Raises:
             ValueError: a value out of its range.
         """
-        _check_parameters({"n_samples": n_samples, "gibbs_steps": gibbs_steps, "seed": seed, "protocol": protocol})
-        if protocol == "persistent":
-            return self._continue_chains(n_samples, gibbs_steps, seed)
-        fixed = DRIVEN if protocol == "driven" else FRESH
-        main = replace(fixed.stages[0], num_sweeps=gibbs_steps)
-        stages = Protocol(fixed.name, (main, *fixed.stages[1:]))
-        return draw_samples(self.rbm, self.wide_start, stages, n_samples, seed).visible_mean
+        return self._draw(n_samples, gibbs_steps, seed, protocol).visible_mean
 
     def sample(self, n_samples: int = 36, gibbs_steps: int = 100, seed: int = 0, protocol: str = "driven") -> Tensor:
-        """Pictures, pixels uint8 [n_samples, 64, 64, 3]: the decoded rows of `sample_latents`."""
-        latents = self.sample_latents(n_samples, gibbs_steps, seed, protocol)
-        return self.autoencoder.decode(self.whitening.invert(latents)).cpu()
+        """Samples: pixels uint8 [n_samples, 64, 64, 3], decoded from E[v | h]; of a model of points v, with its noise.
 
-    def predict(self, model_input: Any = None, params: Mapping[str, Any] | None = None) -> np.ndarray:
-        """`sample(**params)` as an array (the call that MLflow makes; there is no input).
+        Arguments and errors are those of `sample_latents`.
+        """
+        return self._picture(self._draw(n_samples, gibbs_steps, seed, protocol))
+
+    @torch.no_grad()
+    def reconstruct(self, data: Data) -> Tensor:
+        """What the model keeps of its input, shaped as the input: E[v | h] at h = E[h | v], decoded. Nothing is drawn.
+
+        For Gaussian visible units that is the exact mean of v after one sweep of Gibbs from the input.
 
         Raises:
-            ValueError: an unknown parameter, or a value out of its range.
+            ValueError: an input of another kind.
         """
-        _check_parameters(params or {})
-        return self.sample(**{**SAMPLE_DEFAULTS, **(params or {})}).numpy()
+        return self._decode(self.rbm.visible_mean(self.rbm.hidden_mean(self.latents(data))))
+
+    @torch.no_grad()
+    def encode(self, data: Data) -> Tensor:
+        """Hidden activations E[h | v], float32 [n, H]. Raises ValueError on an input of another kind."""
+        return self.rbm.hidden_mean(self.latents(data)).float().cpu()
+
+    @torch.no_grad()
+    def free_energy(self, data: Data) -> Tensor:
+        """F(v) = -log sum_h exp(-E(v, h)) of each row, [n] in nats; lower is more probable under the model.
+
+        p(v) = exp(-F(v)) / Z, and Z is not known: differences between rows of one model mean something (their
+        log-probability ratio), values of two models do not compare. It is a density of whitened latents and not of
+        pixels, and it is no test for faces: smooth pictures score low, an evenly gray one lower than most photographs.
+
+        Raises:
+            ValueError: an input of another kind.
+        """
+        return self.rbm.free_energy(self.latents(data)).cpu()
+
+    def inpaint_latents(self, data: Data, clamped: Any, gibbs_steps: int = 100, seed: int = 0) -> Samples:
+        """What `inpaint` shows, as whitened latents [n, V] on the model's device; arguments and errors are its.
+
+        `visible` has a draw from p(v_free | v_clamped) in the free units, `visible_mean` E[v | h] of the last sweep; both
+        have the input's values in the clamped ones, bit for bit.
+        """
+        check_parameters(gibbs_steps=gibbs_steps, seed=seed)
+        latents = self.latents(data)
+        mask = as_clamped(clamped, latents.shape, self.autoencoder is not None).to(latents.device)
+        return draw_clamped(self.rbm, self.wide_start, latents, mask, gibbs_steps, seed)
+
+    def inpaint(self, data: Data, clamped: Any, gibbs_steps: int = 100, seed: int = 0, paste: bool = False) -> Tensor:
+        """The input with its free units drawn anew given the clamped ones, shaped as the input.
+
+        Block Gibbs at beta = 1 from noise, with the clamped units held in every sweep: with enough sweeps a draw from
+        p(v_free | v_clamped). On real faces with half of a picture held, F has settled within 100 sweeps.
+
+        Pictures are decoded from the clamped latents and E[v | h] of the others. The decoder's output is not touched, so
+        the kept part is a reconstruction too. The latents of a cell see the 46x46 pixels around its patch of 16x16, 15
+        beyond each side: what is kept still knows a little of what is replaced. Rows of a model of points keep their
+        clamped values bit for bit, and have v with its noise in the others.
+
+        Args:
+            data: pictures, or rows.
+            clamped: what is kept: booleans [V] or [n, V] over visible units, for pictures also [4, 4] over cells of
+                16x16 pixels; or a list of cells (0 to 15, row by row), for models of points of units.
+            gibbs_steps: sweeps, 1 to 100 000.
+            seed: 0 to 2^31 - 1.
+            paste: copy the pixels of wholly clamped cells from the input over the result (seams show).
+
+        Raises:
+            ValueError: an input of another kind, a value out of its range, nothing is clamped, or one-hot visible units.
+        """
+        drawn = self.inpaint_latents(data, clamped, gibbs_steps, seed)
+        result = self._picture(drawn)
+        mask = as_clamped(clamped, drawn.visible.shape, self.autoencoder is not None)
+        if self.autoencoder is None:  # whitening and back may change the last bit
+            return torch.where(mask, self._input(data), result)
+        return torch.where(clamped_pixels(mask), self._input(data), result) if paste else result
+
+    @torch.no_grad()
+    def interpolate(self, data: Data, steps: int = 10, space: str = "latent") -> Tensor:
+        """`steps` rows on the straight way from the first row of the input to the second, both ends included.
+
+        With t from 0 to 1 in equal steps, `latent`: v = (1 - t) v_1 + t v_2, decoded (the BEAM itself has no part in it);
+        `hidden`: h = (1 - t) E[h | v_1] + t E[h | v_2], decoded from E[v | h], so that the ends are those of `reconstruct`.
+
+        Args:
+            data: two pictures [2, 64, 64, 3], or two rows [2, V].
+            steps: 2 to 1000.
+            space: `latent` or `hidden`.
+
+        Raises:
+            ValueError: an input of another kind or not of two rows, or a value out of its range.
+        """
+        check_parameters(steps=steps, space=space)
+        latents = self.latents(data)
+        if len(latents) != 2:
+            raise ValueError(f"the input has {len(latents)} rows: interpolation goes between two")
+        ends = latents if space == "latent" else self.rbm.hidden_mean(latents)
+        t = torch.linspace(0, 1, steps, dtype=ends.dtype, device=ends.device)[:, None]
+        between = torch.lerp(ends[:1], ends[1:], t)
+        return self._decode(between if space == "latent" else self.rbm.visible_mean(between))
+
+    def latents(self, data: Data) -> Tensor:
+        """The visible units of an input: whitened latents [n, V] in the model's type, on its device.
+
+        Raises:
+            ValueError: an input of another kind.
+        """
+        checked, weights = self._input(data), self.rbm.weights
+        raw = checked if self.autoencoder is None else self.autoencoder.encode(checked)
+        return self.whitening.apply(raw.to(weights.device)).to(weights.dtype)
 
     def save(self, folder: str | Path) -> str:
         """Write the package into `folder` (made when missing), and return the hash that stands for its content.
@@ -160,45 +243,69 @@ class PackagedBeam:
             "wide_start.mean": self.wide_start.mean,
             "wide_start.std": self.wide_start.std,
         }
-        files = {
+        files: dict[str, Mapping[str, Tensor]] = {
             "rbm.safetensors": self.rbm.state_dict(),
             "statistics.safetensors": statistics,
             "chains.safetensors": self.chains._asdict(),
-            "autoencoder.safetensors": self.autoencoder.model.state_dict(),
         }
-        autoencoder = self.autoencoder._config()["autoencoder"]
-        config = {"run": self.run.to_dict(), "autoencoder": autoencoder, "metrics": _finite(self.metrics)}
-        return _write(Path(folder), "beam", {"dataset": self.dataset, **config}, files)
+        config = {"run": self.run.to_dict(), "autoencoder": None, "metrics": _finite(self.metrics)}
+        if self.autoencoder is not None:
+            files["autoencoder.safetensors"] = self.autoencoder.model.state_dict()
+            config["autoencoder"] = self.autoencoder._settings()
+        return write_package(Path(folder), "beam", {"dataset": self.dataset, **config}, files)
 
     @staticmethod
-    def _read(config: Mapping[str, Any], tensors: Mapping[str, dict[str, Tensor]]) -> "PackagedBeam":
+    def _read(config: Mapping[str, Any], tensors: Tensors) -> "PackagedBeam":
         run = RunConfig.from_dict(config["run"])
         if not isinstance(run.model, RBMConfig):
             raise PackageError(f"run.model is {type(run.model).__name__}: a BEAM has an RBMConfig")
         weights = tensors["rbm.safetensors"]
         rbm = RBM(run.model, weights["weights"].dtype if "weights" in weights else torch.float32)
-        _load_weights(rbm, weights, "rbm.safetensors")
+        load_weights(rbm, weights, "rbm.safetensors")
         moments, chains = tensors["statistics.safetensors"], tensors["chains.safetensors"]
         width, num_chains = run.model.num_visible, len(chains.get("beta", ()))
-        if width != NUM_FEATURES:
-            raise PackageError(f"run.model.num_visible is {width}: the decoder takes {NUM_FEATURES} features")
+        autoencoder = None
+        if config["autoencoder"] is not None:
+            autoencoder = PackagedAutoencoder._read({**config, "metrics": {}}, tensors)
+            if width != NUM_FEATURES:
+                raise PackageError(f"run.model.num_visible is {width}: the decoder takes {NUM_FEATURES} features")
         names = ("whitening.mean", "whitening.std", "wide_start.mean", "wide_start.std")
-        _check_shapes("statistics.safetensors", moments, {name: (width,) for name in names})
+        check_shapes("statistics.safetensors", moments, {name: (width,) for name in names})
         shapes = {"visible": width, "hidden": run.model.num_hidden, "beta": 1}
-        _check_shapes("chains.safetensors", chains, {name: (num_chains, size) for name, size in shapes.items()})
+        check_shapes("chains.safetensors", chains, {name: (num_chains, size) for name, size in shapes.items()})
         return PackagedBeam(
             rbm,
             run,
             Whitening(moments["whitening.mean"], moments["whitening.std"]),
             WideStart(moments["wide_start.mean"], moments["wide_start.std"]),
             ChainState(**chains),
-            PackagedAutoencoder._read({**config, "metrics": {}}, tensors),
+            autoencoder,
             config["dataset"],
             config["metrics"],
         )
 
+    def _input(self, data: Data) -> Tensor:
+        """The checked input on the CPU: pixels uint8 [n, 64, 64, 3], or rows float32 [n, V]."""
+        if self.autoencoder is not None:
+            return as_pixels(data)
+        return as_points(data, len(self.rbm.visible.bias), not isinstance(self.rbm.visible, Gaussian))
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        raw = self.whitening.invert(latents)
+        return raw.float().cpu() if self.autoencoder is None else self.autoencoder.decode(raw).cpu()
+
+    def _picture(self, samples: Samples) -> Tensor:
+        """What people get to see of samples: a density has its noise, a picture is clean."""
+        return self._decode(samples.visible if self.autoencoder is None else samples.visible_mean)
+
+    def _draw(self, n_samples: int, gibbs_steps: int, seed: int, protocol: str) -> Samples:
+        check_parameters(n_samples=n_samples, gibbs_steps=gibbs_steps, seed=seed, protocol=protocol)
+        if protocol == "persistent":
+            return self._continue_chains(n_samples, gibbs_steps, seed)
+        return draw_samples(self.rbm, self.wide_start, _stages(protocol, gibbs_steps), n_samples, seed)
+
     @torch.no_grad()
-    def _continue_chains(self, n_samples: int, gibbs_steps: int, seed: int) -> Tensor:
+    def _continue_chains(self, n_samples: int, gibbs_steps: int, seed: int) -> Samples:
         settings = self.run.sampler
         assert settings is not None
         if n_samples > len(self.chains.beta):
@@ -208,28 +315,23 @@ class PackagedBeam:
             )
         process = GammaProcess(settings.beta_std, settings.beta_momentum)
         stages = (DrivenGibbs(process, gibbs_steps, settings.min_beta), DRIVEN.stages[-1])
-        rows = []
+        visible, means = [], []
         for block, start in enumerate(range(0, n_samples, ROWS_PER_BLOCK)):
             part = slice(start, min(start + ROWS_PER_BLOCK, n_samples))
             chains = ChainState(*(state[part] for state in self.chains))
             generator = stream(seed, "sample persistent", block, device=self.rbm.weights.device)
             for stage in stages:
                 chains = stage.run(self.rbm, chains, generator)
-            rows.append(self.rbm.visible_mean(chains.hidden))
-        return torch.cat(rows)
+            visible.append(chains.visible)
+            means.append(self.rbm.visible_mean(chains.hidden))
+        return Samples(torch.cat(visible), torch.cat(means))
 
 
 Packaged = PackagedAutoencoder | PackagedBeam
-_READERS: dict[str, tuple[tuple[str, ...], tuple[str, ...], Callable[..., Packaged]]] = {
-    "autoencoder": (("autoencoder",), ("autoencoder.safetensors",), PackagedAutoencoder._read),
-    "beam": (
-        ("run", "autoencoder"),
-        ("rbm.safetensors", "statistics.safetensors", "chains.safetensors", "autoencoder.safetensors"),
-        PackagedBeam._read,
-    ),
+_READERS: dict[str, Callable[[Mapping[str, Any], Tensors], Packaged]] = {
+    "autoencoder": PackagedAutoencoder._read,
+    "beam": PackagedBeam._read,
 }
-"""By kind: fields of config.json besides the common ones, files, and how they become a model."""
-_COMMON = ("format_version", "kind", "dataset", "metrics", "files", "hash")
 
 
 def load_package(folder: str | Path, device: torch.device | str = "cpu") -> Packaged:
@@ -240,107 +342,21 @@ def load_package(folder: str | Path, device: torch.device | str = "cpu") -> Pack
             written by another version of the format.
     """
     folder = Path(folder)
-    with _naming(folder):
-        config = _read_config(folder)
-        _, files, read = _READERS[config["kind"]]
-        tensors = {name: load_file(folder / name, str(device)) for name in files}
-        return read(config, tensors)
+    with naming(folder):
+        config = read_config(folder)
+        return _READERS[config["kind"]](config, read_tensors(folder, config, device))
 
 
 def verify_package(folder: str | Path) -> str:
     """The hash that stands for the content of a package, once every file fits it. Raises PackageError."""
-    with _naming(Path(folder)):
-        return _read_config(Path(folder))["hash"]
+    with naming(Path(folder)):
+        return read_config(Path(folder))["hash"]
 
 
-@contextlib.contextmanager
-def _naming(folder: Path) -> Iterator[None]:
-    """Errors inside become PackageErrors that name the folder."""
-    try:
-        yield
-    except PackageError as error:
-        raise PackageError(f"model in {folder}: {error}") from error.__cause__
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise PackageError(f"model in {folder}: a field is missing or wrong ({error}); package it again") from error
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    """config.json, checked, and with it the sha256 of every file."""
-    path = folder / CONFIG_NAME
-    try:
-        config = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise PackageError(f"there is no {CONFIG_NAME}: this is no packaged model") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
-        raise PackageError(f"{CONFIG_NAME} cannot be read ({error})") from error
-    version = config.get("format_version") if isinstance(config, dict) else None
-    if version != FORMAT_VERSION:
-        raise PackageError(
-            f"format_version is {version!r}; this program knows {FORMAT_VERSION}: use the version of the package that wrote it"
-        )
-    if (kind := config.get("kind")) not in list(_READERS):
-        raise PackageError(f"kind is {kind!r}; the known kinds are {', '.join(_READERS)}")
-    fields, files, _ = _READERS[config["kind"]]
-    _refuse_unknown(CONFIG_NAME, config, (*_COMMON, *fields))
-    _refuse_unknown(f"{CONFIG_NAME}: files", config["files"], files)
-    if canonical_hash({k: v for k, v in config.items() if k != "hash"}) != config["hash"]:
-        raise PackageError(f"{CONFIG_NAME} was changed after it was written: its hash is not the recorded one")
-    for name in files:
-        if not (folder / name).is_file():
-            raise PackageError(f"file {name} is missing")
-        if (found := file_hash(folder / name)) != (written := config["files"][name]):
-            raise PackageError(f"file {name} is damaged: its sha256 is {found[:12]}, written was {written[:12]}")
-    return config
-
-
-def _write(folder: Path, kind: str, config: dict[str, Any], files: Mapping[str, Mapping[str, Tensor]]) -> str:
-    folder.mkdir(parents=True, exist_ok=True)
-    for file, tensors in files.items():
-        for name, tensor in tensors.items():
-            if not bool(torch.isfinite(tensor).all()):
-                raise PackageError(f"{kind} of {config['dataset']}: {name} of {file} has values that are not finite")
-        save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, folder / file)
-    hashes = {name: file_hash(folder / name) for name in files}
-    config = {"format_version": FORMAT_VERSION, "kind": kind, **config, "files": hashes}
-    config = json.loads(json.dumps(config, allow_nan=False))
-    config["hash"] = canonical_hash(config)
-    (folder / CONFIG_NAME).write_text(json.dumps(config, indent=1))
-    return config["hash"]
-
-
-def _load_weights(module: nn.Module, tensors: Mapping[str, Tensor], file: str) -> None:
-    _check_shapes(file, tensors, {name: tuple(value.shape) for name, value in module.state_dict().items()})
-    module.to(next(iter(tensors.values())).device).load_state_dict(dict(tensors))
-    module.requires_grad_(False)
-
-
-def _check_shapes(file: str, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    _refuse_unknown(file, tensors, tuple(shapes))
-    for name, shape in shapes.items():
-        found = tuple(tensors[name].shape) if name in tensors else None
-        if found != shape:
-            raise PackageError(f"{name} of {file} has shape {found}, its settings say {shape}")
-
-
-def _check_parameters(params: Mapping[str, Any]) -> None:
-    """Raises ValueError on an unknown sampling parameter or a value out of range."""
-    for name, value in params.items():
-        if name not in SAMPLE_DEFAULTS:
-            near = difflib.get_close_matches(name, SAMPLE_DEFAULTS, n=1, cutoff=0.0)
-            raise ValueError(f"unknown parameter {name!r}; the nearest is {near[0]!r}")
-        if name == "protocol":
-            if value not in PROTOCOLS:
-                raise ValueError(f"protocol = {value!r}: must be one of {', '.join(PROTOCOLS)}")
-            continue
-        low, high = SAMPLE_RANGES[name]
-        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-        if not whole or not low <= int(value) <= high:
-            raise ValueError(f"{name} = {value!r}: must be a whole number from {low} to {high}")
-
-
-def _refuse_unknown(where: str, found: Mapping[str, Any], known: tuple[str, ...]) -> None:
-    if unknown := sorted(set(found) - set(known)):
-        raise PackageError(f"{where} has {unknown[0]!r}, which this program does not know; it knows {', '.join(known)}")
+def _stages(protocol: str, gibbs_steps: int) -> Protocol:
+    """A fixed protocol with another number of sweeps in its main stage."""
+    fixed = DRIVEN if protocol == "driven" else FRESH
+    return Protocol(fixed.name, (replace(fixed.stages[0], num_sweeps=gibbs_steps), *fixed.stages[1:]))
 
 
 def _finite(metrics: Mapping[str, float | None]) -> dict[str, float | None]:

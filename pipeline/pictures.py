@@ -1,4 +1,4 @@
-"""Every plot and image grid of the project; the only file that imports matplotlib.
+"""Every plot and image grid of the project, but for a sweep's; only it and `sweep_pictures` import matplotlib.
 
 Grids are drawn with Pillow, pixel for pixel, so that no resampling flatters or blurs a model's images; curves with
 matplotlib's Agg canvas, without pyplot and so without global state or a display. Each function writes one PNG, complete
@@ -174,6 +174,50 @@ def training_curves(
         axes = figure.add_subplot(rows, columns, place)
         _draw_panel(axes, name, found, phase)
         axes.set_xlim(first - margin, max([last, *phase.values()]) + margin)
+    if text := _labeled(title, dataset):
+        figure.suptitle(text, fontsize=13, wrap=True)
+    return _write(path, lambda target: figure.savefig(target, format="png", metadata={"Software": None}))
+
+
+def point_density(
+    data: np.ndarray | Tensor,
+    samples: np.ndarray | Tensor,
+    path: str | Path,
+    title: str | None = None,
+    dataset: str | None = None,
+) -> Path:
+    """Write a model's points beside the data, histograms in one dimension and a scatter in two, and return the path.
+
+    Args:
+        data: [n, d] rows, d 1 or 2, n >= 1.
+        samples: [m, d] rows of the model, finite, m >= 1.
+        path: PNG to write.
+        title: drawn above.
+        dataset: drawn with the title.
+
+    Raises:
+        ValueError: on another shape, or values that are not finite.
+    """
+    rows = {"data": np.asarray(data, dtype=float), "samples": np.asarray(samples, dtype=float)}
+    shapes = [value.shape for value in rows.values()]
+    fits = all(len(shape) == 2 and shape[0] and shape[1] == shapes[0][1] for shape in shapes) and shapes[0][1] in (1, 2)
+    if not fits or not all(np.isfinite(value).all() for value in rows.values()):
+        raise ValueError(f"points have shapes {shapes}; expected finite rows [n, 1] or [n, 2], n >= 1, of both")
+    figure = Figure(figsize=(6.4, 3.6 if shapes[0][1] == 1 else 6.0), dpi=110, layout=ConstrainedLayoutEngine())
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    bins = np.histogram_bin_edges(np.concatenate([value[:, 0] for value in rows.values()]), 60)
+    for (name, value), color in zip(rows.items(), ("0.7", _COLORS[1])):
+        label = f"{name} ({len(value):,})"
+        if shapes[0][1] == 1:
+            kind = "stepfilled" if name == "data" else "step"
+            axes.hist(value[:, 0], bins, density=True, label=label, lw=1.6, histtype=kind, color=color)
+        else:
+            size = 6 if len(value) > 500 else 24
+            axes.scatter(value[:, 0], value[:, 1], s=size, color=color, label=label, alpha=0.7, lw=0)
+            axes.set_aspect("equal")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
     if text := _labeled(title, dataset):
         figure.suptitle(text, fontsize=13, wrap=True)
     return _write(path, lambda target: figure.savefig(target, format="png", metadata={"Software": None}))

@@ -178,6 +178,10 @@ class Tracker:
         copy = json.loads(json.dumps(values))
         self._queue_upload(file, lambda client: client.log_dict(self.run_id, copy, file))
 
+    def set_tag(self, key: str, value: str) -> None:
+        """Queue a tag of the run."""
+        self._queue_upload(f"tag {key}", lambda client: client.set_tag(self.run_id, key, value))
+
     def flush(self) -> bool:
         """Send all that waits. Returns False, after a warning, when something could not be sent and still waits."""
         with self._sending:
@@ -274,6 +278,19 @@ class Tracker:
         self._last_warning = now
         lost = f", {self._dropped} values dropped" if self._dropped else ""
         _log.warning("MLflow: %s; training goes on, %d metric values wait%s", message, len(self._rows), lost)
+
+
+def run_tags(run_id: str, uri: str | None = None) -> dict[str, str]:
+    """The tags of a run, and its state as `status`. Raises TrackingError when it is not known or cannot be reached."""
+    uri = uri or tracking_uri()
+    file = sqlite_file(uri)
+    if file is not None and not file.is_file():  # MLflow would make one
+        raise TrackingError(f"there is no database {file.name}")
+    try:
+        run = MlflowClient(uri).get_run(run_id)
+    except Exception as error:  # as in Tracker.start
+        raise TrackingError(f"run {run_id} cannot be read ({_first_line(error)})") from error
+    return {**run.data.tags, "status": run.info.status}
 
 
 def _find_run(client: MlflowClient, run_id: str) -> Run | None:

@@ -67,7 +67,13 @@ class StopRequest:
 
 
 def train(
-    build: Callable[[], Objective], config: RunConfig, folder: Path, comm: Comm, stop: StopRequest, meta: dict[str, Any]
+    build: Callable[[], Objective],
+    config: RunConfig,
+    folder: Path,
+    comm: Comm,
+    stop: StopRequest,
+    meta: dict[str, Any],
+    until: int | None = None,
 ) -> Iterator[Progress]:
     """Train to the end, or until a stop is requested; continue from the newest whole checkpoint in `folder`.
 
@@ -78,6 +84,7 @@ def train(
         comm: this worker's group.
         stop: asked every checkpoint.log_every_updates updates; any worker's request stops all.
         meta: further facts for the checkpoint's meta.json (data hash, versions).
+        until: number of updates after which to end, evaluated and with a checkpoint; None: the run's own end.
 
     Raises:
         NonFinite: on all workers together; the last checkpoint stays as it is.
@@ -88,15 +95,16 @@ def train(
         truncate_history(folder, start)
     every, evaluate_every = config.checkpoint, config.evaluation.every_updates
     switch = getattr(objective, "switch_step", objective.total_steps)
+    end = objective.total_steps if until is None else min(until, objective.total_steps)
     last_time, last_step = time.perf_counter(), start
     if start == 0:
         metrics = _evaluate(objective, folder, 0, comm)
         _append_history(folder, 0, metrics, comm)
         yield Progress(0, objective.total_steps, metrics, None, True, False)
         last_time = time.perf_counter()
-    for step in range(start, objective.total_steps):
+    for step in range(start, end):
         done = step + 1
-        boundary = done in (switch, objective.total_steps)
+        boundary = done in (switch, end)
         log = done % every.log_every_updates == 0 or boundary
         metrics = objective.step(step, measure=log)
         stopping = log and comm.any(stop.requested)

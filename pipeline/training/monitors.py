@@ -6,9 +6,9 @@ minibatch and averaged, as in the paper. Nothing but `evaluation` decides how a 
 
 | key | samples |
 |---|---|
-| kl_forward, kl_reverse, frechet_latent, precision, recall, duplicates, variance_ratio | `driven` protocol |
-| fresh_kl_forward, fresh_kl_reverse, fresh_frechet_latent | `fresh` protocol |
-| persistent_kl_forward, persistent_kl_reverse | the training chains themselves |
+| kl_forward, kl_reverse, kl_sum, frechet_latent, precision, recall, duplicates, variance_ratio | `driven` protocol |
+| fresh_kl_forward, fresh_kl_reverse, fresh_kl_sum, fresh_frechet_latent | `fresh` protocol |
+| persistent_kl_forward, persistent_kl_reverse, persistent_kl_sum | the training chains themselves |
 """
 
 import torch
@@ -68,8 +68,13 @@ class Monitors:
 
     def _divergences(self, prefix: str, samples: Tensor) -> dict[str, float]:
         if not bool(torch.isfinite(samples).all()):
-            return {f"{prefix}kl_forward": float("inf"), f"{prefix}kl_reverse": float("inf")}
+            return {f"{prefix}{name}": float("inf") for name in ("kl_forward", "kl_reverse", "kl_sum")}
         rows = self.heldout[: len(samples)]
         size = min(self.config.minibatch_rows, len(rows))
         forward, reverse = forward_reverse_kl(rows, samples[: len(rows)], self.config.num_neighbors, size)
-        return {f"{prefix}kl_forward": forward.per_dimension, f"{prefix}kl_reverse": reverse.per_dimension}
+        total = forward.per_dimension + reverse.per_dimension
+        return {
+            f"{prefix}kl_forward": forward.per_dimension,
+            f"{prefix}kl_reverse": reverse.per_dimension,
+            f"{prefix}kl_sum": total,
+        }

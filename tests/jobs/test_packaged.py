@@ -5,9 +5,9 @@ import dataclasses
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from point_models import point_model
 
 from pipeline.data.shards import canonical_hash
 from pipeline.packaged import PackagedAutoencoder, PackagedBeam, PackageError, load_package, verify_package
@@ -58,9 +58,32 @@ def test_an_autoencoder_package_gives_back_every_bit(packaged_autoencoder: Packa
     latents = loaded.encode(pixels)
     assert latents.shape == (3, 1024) and torch.equal(latents, packaged_autoencoder.encode(pixels))
     assert torch.equal(loaded.decode(latents), packaged_autoencoder.decode(latents))
-    assert np.array_equal(loaded.predict(pixels.numpy()), loaded.decode(latents).numpy())
-    with pytest.raises(ValueError, match=r"must be torch.uint8"):
-        loaded.predict(np.zeros((1, 64, 64, 3), np.float32))
+    assert torch.equal(loaded.reconstruct(pixels.numpy().astype(float)), loaded.decode(latents))
+    with pytest.raises(ValueError, match=r"a pixel is 0.5: pixels must be whole numbers"):
+        loaded.reconstruct(torch.full((1, 64, 64, 3), 0.5))
+
+
+@pytest.mark.parametrize(("visible", "dtype"), [("gaussian", torch.float32), ("bernoulli", torch.float64)])
+def test_a_model_of_points_has_no_autoencoder(visible: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    beam = point_model(visible, dtype=dtype)
+    beam.save(tmp_path)
+    assert not (tmp_path / "autoencoder.safetensors").exists()
+    assert json.loads((tmp_path / "config.json").read_text())["autoencoder"] is None
+    loaded = load_package(tmp_path)
+    assert isinstance(loaded, PackagedBeam) and loaded.autoencoder is None and loaded.rbm.weights.dtype == dtype
+    drawn = loaded.sample(40, 3, seed=4)
+    assert drawn.shape == (40, len(beam.rbm.visible.bias)) and torch.equal(drawn, beam.sample(40, 3, seed=4))
+
+
+def test_a_beam_of_pictures_without_its_autoencoder_is_refused(package: Path, tmp_path: Path) -> None:
+    edit_config(package, {"autoencoder": None})
+    with pytest.raises(PackageError, match=r"files has 'autoencoder.safetensors', which this program does not know"):
+        load_package(package)
+    point_model().save(tmp_path / "points")
+    autoencoder = {"config": {}, "precision": "float32"}
+    edit_config(tmp_path / "points", {"autoencoder": autoencoder})
+    with pytest.raises(PackageError, match=r"file autoencoder.safetensors is missing"):
+        load_package(tmp_path / "points")
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -175,9 +198,8 @@ def test_persistent_goes_on_from_the_chains_of_training(packaged_beam: PackagedB
         ({"seed": -1}, "seed = -1: must be a whole number from 0 to 2147483647"),
         ({"seed": 2**31}, "seed = 2147483648"),
         ({"protocol": "drive"}, "protocol = 'drive': must be one of driven, fresh, persistent"),
-        ({"sead": 1}, "unknown parameter 'sead'; the nearest is 'seed'"),
     ],
 )
 def test_parameters_out_of_range_are_refused(packaged_beam: PackagedBeam, params: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        packaged_beam.predict(None, params)
+        packaged_beam.sample(**params)

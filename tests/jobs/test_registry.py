@@ -84,7 +84,7 @@ def test_a_registered_version_is_found_by_number_tags_alias_and_run(
         loaded = load_model(uri)
         assert isinstance(loaded, PackagedBeam) and torch.equal(loaded.sample(2, 1), expected)
     files = [path for path in (tmp_path / "my store" / "mlartifacts").rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} == {"", ".txt", ".yaml", ".json", ".safetensors"}
+    assert {path.suffix for path in files} == {"", ".md", ".txt", ".yaml", ".json", ".safetensors"}
     assert [path.name for path in files if not path.suffix] == ["MLmodel"]
     for path in files:  # no place of this machine in what travels
         assert path.suffix == ".safetensors" or str(tmp_path) not in path.read_text()
@@ -260,5 +260,5 @@ def test_models_load_in_a_clean_process_with_the_installed_package_only(
     told = json.loads(done.stdout)
     assert told["same"][0] == told["same"][1] != told["other"]
     assert told["shape"] == ["uint8", 2, 64, 64, 3] == told["again"]
-    assert told["defaults"] == {"n_samples": 36, "gibbs_steps": 100, "seed": 0, "protocol": "driven"}
+    assert told["defaults"].items() >= {"n_samples": 36, "gibbs_steps": 100, "seed": 0, "protocol": "driven"}.items()
     assert "n_samples = 0: must be a whole number" in told["refused"]

@@ -11,13 +11,20 @@ FOLDERS = ("pipeline", "jobs", "data_prep")
 
 ONLY_IN: dict[str, tuple[str, ...]] = {
     "ray": ("jobs",),
-    "mlflow": ("pipeline.tracking", "pipeline.registry"),
+    "mlflow": (
+        "pipeline.tracking",
+        "pipeline.registry",
+        "pipeline.versions",
+        "pipeline.fetched",
+        "pipeline.promotion",
+        "pipeline.model_folder",
+    ),
     "faiss": ("pipeline.critics.faiss_search",),
     "sklearn": ("pipeline.critics.forest",),
     "webdataset": ("pipeline.data.shards", "data_prep"),
     "torch.distributed": ("pipeline.comm",),
     "torch.nn.parallel": ("pipeline.training.gan", "pipeline.training.autoencoder"),
-    "matplotlib": ("pipeline.pictures",),
+    "matplotlib": ("pipeline.pictures", "pipeline.sweep_pictures"),
     "cv2": ("pipeline.metrics.faces",),
 }
 """A package -> the modules (with all below them) that may import it; everybody else may not."""
