@@ -18,6 +18,10 @@ NAME ?=
 FROM ?=
 RECIPE ?=
 SET ?=
+TRIALS ?=
+CONCURRENT ?=
+SPACE ?=
+SCHEDULER ?=
 SET_AUTOENCODER ?=
 MODEL ?= models:/celeba-beam@champion
 N ?= 36
@@ -26,7 +30,7 @@ OUT ?= samples.png
 RUN ?=
 TESTS ?= tests
 
-.PHONY: help setup celeba-train report sample generate test test-slow lint types clean
+.PHONY: help setup celeba-train sweep report sample generate test test-slow lint types clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -44,6 +48,12 @@ celeba-train: $(READY) ## faces end to end; CELEBA=path WORKERS=n RECIPE=r NAME=
 	$(PY) -m jobs.celeba_train --workers $(WORKERS) $(if $(CELEBA),--celeba "$(CELEBA)") $(if $(QUICK),--quick) \
 	  $(if $(NAME),--name $(NAME)) $(if $(FROM),--from $(FROM)) $(if $(RECIPE),--recipe $(RECIPE)) \
 	  $(foreach s,$(SET),--set $(s)) $(foreach s,$(SET_AUTOENCODER),--set-autoencoder $(s))
+
+sweep: $(READY) ## search settings; RECIPE=r CELEBA=path TRIALS=n SPACE="key=dist ..." SCHEDULER=asha|pbt|none QUICK=1
+	$(PY) -m jobs.tune --workers $(if $(filter file,$(origin WORKERS)),1,$(WORKERS)) $(if $(CELEBA),--celeba "$(CELEBA)") $(if $(QUICK),--quick --concurrent 2) \
+	  $(if $(RECIPE),--recipe $(RECIPE)) $(if $(TRIALS),--trials $(TRIALS)) $(if $(CONCURRENT),--concurrent $(CONCURRENT)) \
+	  $(if $(SCHEDULER),--scheduler $(SCHEDULER)) $(if $(NAME),--name $(NAME)) $(if $(FROM),--from $(FROM)) \
+	  $(foreach s,$(SPACE),--space "$(s)") $(foreach s,$(SET),--set $(s))
 
 sample: $(READY) ## a PNG of samples; MODEL=models:/celeba-beam@champion N=36 SEED=0 OUT=samples.png
 	$(PY) -m jobs.sample --model $(MODEL) --n $(N) --seed $(SEED) --out $(OUT)

@@ -1,4 +1,4 @@
-"""The main job: photographs -> pixel shards -> autoencoder -> latent shards -> BEAM -> scores -> registry -> pictures.
+"""The main job: photographs -> pixel shards -> autoencoder -> latent shards -> BEAM -> scores -> pictures -> registry.
 
 Without photographs it draws a stand-in data set, `synthetic-faces`, and says so wherever it shows. Every stage is skipped
 when its result is there and was made from the same inputs; `--from STAGE` redoes a stage and all after it; a run that was
@@ -19,15 +19,16 @@ from typing import Any
 from data_prep.celeba import open_celeba
 from data_prep.manifest import write_json
 from jobs.chain import Chain, Stopped, is_registered
-from jobs.evaluate import TABLE_KEYS, TEST_ROWS, Scene, as_text, compare
+from jobs.evaluate import SEEDS, TABLE_KEYS, TEST_ROWS, Scene, as_text, compare
 from jobs.face_pictures import make_pictures
 from jobs.ray_session import ray_session
 from jobs.recipes import AUTOENCODER_OF, recipe
 from jobs.stages import Stages
 from jobs.tracked import start_tracker
 from jobs.train import TrainingFailed, total_updates
-from pipeline.config import ConfigError, RBMConfig, parse_settings
-from pipeline.data.shards import load_latents, read_whitening
+from pipeline.config import ConfigError, RBMConfig, RunConfig, flatten, parse_settings
+from pipeline.data.shards import Manifest, load_latents, read_whitening
+from pipeline.model_card import measured, model_card
 from pipeline.models.autoencoder import choose_precision
 from pipeline.packaged import PackagedBeam
 from pipeline.registry import (
@@ -41,7 +42,7 @@ from pipeline.training.checkpoint import load_latest
 from pipeline.training.loop import pick_device
 from pipeline.training.objective import NonFinite
 
-STAGES = ("data", "pixels", "autoencoder", "latents", "beam", "control", "scores", "registry", "pictures")
+STAGES = ("data", "pixels", "autoencoder", "latents", "beam", "control", "scores", "pictures", "registry")
 
 
 def run_chain(chain: Chain) -> dict[str, Any]:
@@ -74,6 +75,21 @@ def run_chain(chain: Chain) -> dict[str, Any]:
         "num_test_rows": len(test),
     }
 
+    def draw() -> dict[str, Any]:
+        history = [json.loads(line) for line in (chain.folder / "beam" / "metrics.jsonl").read_text().splitlines()]
+        switch = total_updates(chain.config, latents.splits["train"].rows)[0]
+        made = make_pictures(
+            scene, models, start, history, switch, pixel_dir, chain.folder / "pictures", latents.dataset
+        )
+        tracker = start_tracker(chain.folder / "beam", chain.config, latents.dataset, latents.hash, chain.folder.name)
+        for path in made.values():
+            tracker.log_artifact(path, "pictures")
+        tracker.log_dict(table, "scores.json")
+        tracker.finish("FINISHED")
+        return {key: str(path) for key, path in made.items()}
+
+    pictures = chain.stages.run("pictures", inputs, draw, lambda out: all(Path(p).exists() for p in out.values()))
+
     def register() -> dict[str, Any]:
         rbm, chains = chain.load_rbm("beam")
         package = PackagedBeam(rbm, chain.config, whitening, start, chains, packaged, latents.dataset, table["BEAM"])
@@ -90,6 +106,8 @@ def run_chain(chain: Chain) -> dict[str, Any]:
             score_name=metric,
             num_rows=len(test),
             spread=metrics[f"{metric}_spread"],
+            card=card_of(name, chain.config, latents, table, len(test), tracker.run_id),
+            pictures=[Path(pictures["samples"])],
         )
         set_candidate(version.name, version.version)
         promotion = promote_if_better(version.name, version.version)
@@ -102,21 +120,6 @@ def run_chain(chain: Chain) -> dict[str, Any]:
 
     name = chain.model_name(latents.dataset, "beam")
     registered = chain.stages.run("registry", inputs, register, lambda out: is_registered(name, out))
-
-    def draw() -> dict[str, Any]:
-        history = [json.loads(line) for line in (chain.folder / "beam" / "metrics.jsonl").read_text().splitlines()]
-        switch = total_updates(chain.config, latents.splits["train"].rows)[0]
-        made = make_pictures(
-            scene, models, start, history, switch, pixel_dir, chain.folder / "pictures", latents.dataset
-        )
-        tracker = start_tracker(chain.folder / "beam", chain.config, latents.dataset, latents.hash, chain.folder.name)
-        for path in made.values():
-            tracker.log_artifact(path, "pictures")
-        tracker.log_dict(table, "scores.json")
-        tracker.finish("FINISHED")
-        return {key: str(path) for key, path in made.items()}
-
-    pictures = chain.stages.run("pictures", inputs, draw, lambda out: all(Path(p).exists() for p in out.values()))
     aliases = find_model(f"models:/{name}/{registered['version']}").aliases
     summary: dict[str, Any] = {
         "stages": {r.name: {"seconds": round(r.seconds, 2), "skipped": r.skipped} for r in chain.stages.reports},
@@ -134,6 +137,31 @@ def run_chain(chain: Chain) -> dict[str, Any]:
     }
     write_json(chain.folder / "summary.json", summary)
     return summary
+
+
+def card_of(
+    name: str, config: RunConfig, latents: Manifest, table: dict[str, dict[str, Any]], num_rows: int, run_id: str
+) -> str:
+    """The model card of a face run: scores, what the adversary changed, baselines."""
+    shown = {row: {key: values[key] for key in TABLE_KEYS if key in values} for row, values in table.items()}
+    models = {row: values for row, values in shown.items() if row in ("BEAM", "at the switch", "gamma = 1")}
+    own = {key: value for key, value in table["BEAM"].items() if isinstance(value, float)}
+    return model_card(
+        name=name,
+        kind="beam",
+        dataset=latents.dataset,
+        data_hash=latents.hash,
+        recipe=config.name,
+        metrics=measured(own, num_rows=num_rows, num_seeds=len(SEEDS)),
+        score_name=config.evaluation.selection_metric,
+        settings=flatten(config.to_dict()),
+        comparison=models if len(models) > 1 else None,
+        comparison_note="One training seed. `at the switch` is where the adversary came on; `gamma = 1` went on from there "
+        "for as long with the likelihood alone.",
+        baselines={row: values for row, values in shown.items() if row not in models},
+        pictures=["samples.png"],
+        run_id=run_id,
+    )
 
 
 def last_word(summary: dict[str, Any], folder: Path, seconds: float) -> str:

@@ -123,7 +123,8 @@ def _write_picture(model: PackagedBeam, arguments: argparse.Namespace) -> Path:
         pixels = model.inpaint(photographs, cells, arguments.gibbs_steps, arguments.seed, arguments.paste)
         kept = torch.where(clamped_pixels(cell_mask(cells)[None]), photographs, _HIDDEN_GRAY)
         title = f"{name}: original, kept, filled in; {arguments.gibbs_steps} sweeps, seed {arguments.seed}"
-        return image_grid(_in_turn([photographs, kept, pixels], columns), columns, out, title=title, **shown)
+        pictures = _in_turn([photographs, kept, pixels], columns)
+        return image_grid(pictures, columns if columns > 1 else 3, out, title=title, **shown)  # one photograph: a row
     pixels = model.interpolate(photographs, arguments.steps, arguments.space)
     title = f"{name}: {arguments.steps} steps from one photograph to the other, {arguments.space} space"
     row = torch.cat([photographs[:1], pixels, photographs[1:]])

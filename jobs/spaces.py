@@ -24,7 +24,7 @@ FORMS = "uniform(low,high), loguniform(low,high), int(low,high), logint(low,high
 def default_space(config: RunConfig) -> dict[str, BaseDistribution]:
     """gamma, the phases' learning rates, the driven sampler and the critic's neighbors, around the recipe's values."""
     if not isinstance(config.model, RBMConfig) or config.sampler is None:
-        raise ConfigError(f"recipe {config.name!r} is not a BEAM: name the keys to search with --space")
+        raise ConfigError(f"recipe {config.name!r} is not a BEAM; a sweep searches the settings of one")
     space: dict[str, BaseDistribution] = {}
     if config.schedules.adversarial.gamma < 1:
         space["schedules.adversarial.gamma"] = FloatDistribution(0.03, 0.9, log=True)

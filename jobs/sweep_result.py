@@ -94,7 +94,7 @@ def score_variants(
     """The scores of every variant and training seed on the test partition, with mean and standard deviation over seeds."""
     result: dict[str, Any] = {}
     for name, lineage in variants.items():
-        runs = []
+        runs: list[dict[str, Any]] = []
         for seed in seeds:
             config, folder = final_run(plan, lineage, seed)
             scores = score_model(

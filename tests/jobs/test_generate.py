@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.generate import SPLIT, Model, SampleSettings, find_beam, generate, main
+from data_prep.samples import SPLIT, Model, SampleSettings
+from jobs.generate import find_beam, generate, main
 from pipeline.config import RBMConfig, RunConfig
 from pipeline.data.shards import ShardError, Whitening, load_split, read_manifest, read_whitening
 from pipeline.models.rbm import RBM

@@ -24,7 +24,7 @@ from pipeline.registry import register_beam, set_candidate
 
 MODEL = "models:/synthetic-faces-beam@candidate"
 PICTURES = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
-START_SECONDS, ANSWER_SECONDS = 120, 30
+START_SECONDS, ANSWER_SECONDS = 180, 60
 
 
 @pytest.fixture(scope="module")
