@@ -1,7 +1,8 @@
 """Many samples of a trained BEAM as shards, on Ray: `python -m jobs.generate --model models:/NAME@champion --out FOLDER`.
 
-One task draws one shard (data_prep/samples.py). The rows do not depend on how many workers there are: on CPUs `--local` and any number of workers give the same bits. A
-finished shard is never drawn again: a run that was killed goes on with the same command, and a second run does nothing.
+One task draws one shard (data_prep/samples.py). The rows do not depend on how many workers there are: on CPUs `--local`
+and any number of workers give the same bits. A finished shard is never drawn again: a run that was killed goes on with
+the same command, and a second run does nothing.
 The folder is read by `pipeline.data.shards.load_split(FOLDER, "samples")`.
 """
 

@@ -22,7 +22,7 @@ from pipeline.provenance import without_secrets
 from pipeline.registry import load_model, pull_model
 from pipeline.scores import larger_spread, not_comparable, read_number
 from pipeline.tracking import tracking_uri
-from pipeline.versions import ModelVersionInfo, find_model, list_versions
+from pipeline.versions import CHAMPION, ModelVersionInfo, find_model, list_versions
 
 _VARIANTS = ("fresh_", "sample_")
 """Metrics by other protocols: in the JSON, not in the table for people."""
@@ -175,6 +175,7 @@ def promote_command(args: argparse.Namespace) -> Answer:
         missing = "--force needs --why TEXT" if args.force else "--why goes with --force"
         raise ValueError(f"{missing}: a promotion against the scores is kept with its reason")
     found = find_model(args.ref, tracking=args.tracking)
+    already = CHAMPION in found.aliases
     if args.force:
         result = promote(found.name, found.version, why=args.why, tracking=args.tracking)
     else:
@@ -184,7 +185,8 @@ def promote_command(args: argparse.Namespace) -> Answer:
         return Answer(
             "", document, f"{found.uri} is not promoted: {result.reason}; --force --why TEXT promotes it anyway"
         )
-    return Answer(f"champion of {found.name}: version {found.version}: {result.reason}", document)
+    done = "already" if already else result.reason
+    return Answer(f"champion of {found.name}: version {found.version}: {done}", document)
 
 
 def rollback_command(args: argparse.Namespace) -> Answer:

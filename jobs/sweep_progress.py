@@ -6,7 +6,9 @@ same way as one that runs.
 
 import json
 import logging
+import sys
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,6 +119,7 @@ class Watcher:
         self.bar = tqdm(total=num_trials, desc=plan.stage, unit="trial", dynamic_ncols=True, mininterval=2.0)
         self._trackers: dict[str, Tracker | None] = {}
         self._logged: dict[str, int] = {}
+        self._shown = 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="sweep-watcher", daemon=True)
 
@@ -152,7 +155,10 @@ class Watcher:
         steps = sum(record.updates for record in records)
         best = f"{min(scores):.4g}" if scores else "-"
         failed = sum(bool(record.error) for record in records)
-        self.bar.set_postfix({"best": best, "updates": steps, "failed": failed}, refresh=last)
+        self.bar.set_postfix({"best": best, "updates": steps, "failed": failed}, refresh=False)
+        if last or time.monotonic() - self._shown > (2 if sys.stderr.isatty() else 60):
+            self._shown = time.monotonic()
+            self.bar.refresh()
 
     def _log_trial(self, number: int, record: TrialRecord, over: bool, last: bool) -> None:
         note, closed = (self.plan.notes / f"{record.trial}.{end}" for end in ("run", "closed"))

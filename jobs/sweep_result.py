@@ -15,7 +15,7 @@ from jobs.spaces import is_log
 from jobs.sweep_progress import TrialRecord, read_trials
 from jobs.trial import Segment, SweepPlan, folder_of, seeded
 from pipeline.config import RBMConfig, RunConfig
-from pipeline.importance import setting_importances
+from pipeline.importance import setting_importances, usable_trials
 from pipeline.pictures import image_grid
 from pipeline.samplers.protocols import DRIVEN, WideStart, draw_samples
 from pipeline.sweep_pictures import (
@@ -183,9 +183,13 @@ def draw_pictures(
         ),
     }
     if importances:
-        usable = sum(row["score"] is not None for row in rows)
         made["importance"] = importance_bars(
-            importances, usable, metric, folder / "importance.png", "Importance of each setting", dataset=dataset
+            importances,
+            usable_trials(rows, space),
+            metric,
+            folder / "importance.png",
+            "Importance of each setting",
+            dataset=dataset,
         )
     if isinstance(scene, Scene):
         for name, variant in scored.items():

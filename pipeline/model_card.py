@@ -4,6 +4,7 @@ It is written for somebody who finds the model without this repository at hand: 
 measured on, which code made it, how to load it, and what it does not say.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -20,10 +21,6 @@ _KINDS = {
     "beam": "a BEAM: a restricted Boltzmann machine trained by likelihood and against a nearest-neighbor critic",
     "autoencoder": "a convolutional autoencoder between pixels uint8 [64, 64, 3] and 1024 features",
 }
-_PICTURE_OUTPUT, _DEFAULTS = (
-    "uint8 [36, 64, 64, 3]",
-    '{"n_samples": 36, "gibbs_steps": 100, "seed": 0, "protocol": "driven"}',
-)
 
 
 class Measured(NamedTuple):
@@ -167,31 +164,33 @@ def _code(provenance: Mapping[str, str]) -> str:
 def _loading(name: str, kind: str, num_visible: int | None) -> str:
     uri = f"models:/{name}@champion"
     if kind == "autoencoder":
-        before = "import numpy as np\n"
-        call = "pixels = model.predict(np.zeros((1, 64, 64, 3), np.uint8))  # reconstructions of pictures uint8 [n, 64, 64, 3]"
+        numpy, given = "import numpy as np\n", "np.zeros((1, 64, 64, 3), np.uint8)"
+        output = "reconstructions, for pictures uint8 [n, 64, 64, 3]"
+        by_mlflow, directly = f"model.predict({given})", f"model.reconstruct({given})"
     else:
-        before = ""
-        shape = _PICTURE_OUTPUT if num_visible is None else f"float32 [36, {num_visible}]"
-        call = f"rows = model.predict(None, params={_DEFAULTS})  # {shape}"
+        numpy, output = "", "uint8 [36, 64, 64, 3]" if num_visible is None else f"float32 [36, {num_visible}]"
+        asked = {"n_samples": 36, "gibbs_steps": 100, "seed": 0, "protocol": "driven"}
+        by_mlflow = f"model.predict(None, params={json.dumps(asked)})"
+        directly = f"model.sample({', '.join(f'{key}={json.dumps(value)}' for key, value in asked.items())})"
     return f"""## How to load
 
 The model is safetensors and JSON and holds no code: this project has to be installed where it is loaded. `@champion` is the
-version with the best score; `/NUMBER` is a certain one.
+version that was promoted last; `/NUMBER` is a certain one.
 
 With MLflow:
 
 ```python
 import mlflow
-{before}model = mlflow.pyfunc.load_model("{uri}")
-{call}
+{numpy}model = mlflow.pyfunc.load_model("{uri}")
+rows = {by_mlflow}  # {output}
 ```
 
 With this project, which checks the loader, the hash of every file and the format's version before anything is used:
 
 ```python
-{before}from pipeline.registry import load_model
+{numpy}from pipeline.registry import load_model
 model = load_model("{uri}")
-{call}
+rows = {directly}  # {output}
 ```
 
 Without a network: `python -m jobs.models pull {uri} --out FOLDER` once; the folder's path then stands in either call."""

@@ -27,7 +27,8 @@ DATA = "data/package"
 CARD_NAME = "MODEL_CARD.md"
 PICTURES = (".png", ".jpg", ".jpeg")
 _FLAVOR = "python_function"
-_NAMES = ("MLmodel", CARD_NAME, "conda.yaml", "python_env.yaml", "requirements.txt", "registered_model_meta")
+_META = "registered_model_meta"  # MLflow leaves a note of the name and version where it loads a model from
+_NAMES = ("MLmodel", CARD_NAME, "conda.yaml", "python_env.yaml", "requirements.txt", _META)
 _KEYS = ("code", "data", "env", "loader_module", "python_version", "streamable")
 
 
@@ -71,8 +72,8 @@ def package_folder(folder: Path) -> Path:
 
 
 def model_files(folder: Path) -> list[Path]:
-    """Every file of a checked folder, relative to it, in order."""
-    return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    """Every file of a checked folder that belongs to the model, relative to it, in order."""
+    return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file() and path.name != _META)
 
 
 def _check_mlmodel(folder: Path) -> None:

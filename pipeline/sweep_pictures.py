@@ -1,7 +1,7 @@
 """The pictures of a hyperparameter sweep: what was tried, what it scored, and how sure that is.
 
 A trial is a mapping with "id", "status" (finished, stopped or failed), "settings" (dotted key -> value, where it departs
-from the recipe) and "score" (a number, or None); a smaller score is better. The best trial is the finished one with the
+from the recipe) and "score" (a number, or None); a smaller score is better. The best trial is the one, not failed, with the
 smallest finite score. The recipe's trial has no settings of its own, or "recipe": True. As in `pictures`, each function
 writes one PNG, complete or not at all, returns its path, and draws the name of the data: pass `dataset`.
 """

@@ -47,8 +47,8 @@ def setting_keys(trials: Sequence[Trial]) -> list[str]:
 
 
 def best_trial(trials: Sequence[Trial]) -> Trial | None:
-    """Return the finished trial with the smallest score, if any has one."""
-    scored = [trial for trial in trials if trial.status == "finished" and trial.score is not None]
+    """Return the trial with the smallest score, cut ones included, if any has one: a sweep trains it to its end."""
+    scored = [trial for trial in trials if trial.status != "failed" and trial.score is not None]
     return min(scored, key=lambda trial: trial.score or 0.0, default=None)
 
 

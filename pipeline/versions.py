@@ -23,6 +23,7 @@ from mlflow.exceptions import MlflowException
 
 CHAMPION, CANDIDATE = "champion", "candidate"
 WAYS = "NAME, NAME@ALIAS, NAME/NUMBER (each also after models:/), run:ID or runs:/ID/NAME"
+MAX_LINE = 240
 _PAGE = 1000
 
 
@@ -185,7 +186,8 @@ def version_info(version: ModelVersion, aliases: Mapping[str, str]) -> ModelVers
 
 def first_line(error: Exception) -> str:
     """The first line of an error's message, for one of ours."""
-    return next(iter(without_secrets(str(error)).strip().splitlines()), type(error).__name__)[:300]
+    line = next(iter(without_secrets(str(error)).strip().splitlines()), type(error).__name__)
+    return line if len(line) <= MAX_LINE else f"{line[:MAX_LINE]} ..."
 
 
 def _of_run(client: MlflowClient | None, run_id: str, name: str | None, tracking: str | None) -> ModelVersionInfo:

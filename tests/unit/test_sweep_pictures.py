@@ -153,7 +153,7 @@ def test_every_picture_carries_the_name_of_its_data(tmp_path, monkeypatch):
     assert drawn == ["Sweep of celeba_beam\ndata: synthetic-faces"] * len(paths)
 
 
-def test_the_best_is_a_finished_trial_and_the_recipe_may_be_flagged():
+def test_the_best_may_be_cut_but_not_failed_and_the_recipe_may_be_flagged():
     read = sweep_trials.read_trials(
         [
             {"id": "a", "status": "stopped", "settings": {"k": 1}, "score": 1.0},
@@ -162,7 +162,7 @@ def test_the_best_is_a_finished_trial_and_the_recipe_may_be_flagged():
             {"id": "d", "status": "failed", "settings": {"k": 3}, "score": 0.0},
         ]
     )
-    assert sweep_trials.best_trial(read).name == "c"
+    assert sweep_trials.best_trial(read).name == "a"
     assert [trial.is_recipe for trial in read] == [False, True, False, False]
 
 
