@@ -146,8 +146,8 @@ def find_autoencoder(encoder: str, cache: Path, tracking: str | None) -> Package
     Raises:
         Missing: it is in neither.
     """
-    name, *_, content = encoder.split("/")
-    if content == name or not content:
+    name, content = encoder.split("/")[0], encoder.split("/")[-1]
+    if "/" not in encoder or not content:
         raise Missing(f"the latents' encoder {encoder!r} is no registered autoencoder, so they cannot be decoded")
     for folder in sorted((cache / "models").glob(f"{name}-v*-{content}*")):
         try:

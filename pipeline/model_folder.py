@@ -65,6 +65,8 @@ def package_folder(folder: Path) -> Path:
         if (folder / "MLmodel").exists():
             _check_mlmodel(folder)
             package = folder / DATA
+            if not package.is_dir():
+                raise PackageError(f"there is no folder {DATA}")
             _refuse_others(folder, {*_NAMES, "data", *(p.name for p in folder.iterdir() if _is_picture(p))})
             _refuse_others(folder / "data", {"package"})
         _refuse_others(package, {CONFIG_NAME, *read_config(package)["files"]})

@@ -15,7 +15,7 @@ from PIL import Image
 
 from data_prep.mixtures import draw_mixture
 from jobs.report import main
-from jobs.report_data import find_shards, read_rows
+from jobs.report_data import find_autoencoder, find_shards, read_rows
 from jobs.report_page import Note, Section, clean, render
 from jobs.report_runs import Missing, find_run
 from jobs.report_tables import ending, environment
@@ -211,6 +211,12 @@ def test_without_the_data_or_the_autoencoder_the_rest_is_made(place: Place, tmp_
     page = place.report("lonely", cache=tmp_path / "nothing")
     assert "gone is gone or has changed, and nothing/ has no shards with that hash" in text_of(page, "samples")
     assert f"finished: {UPDATES} of {UPDATES} updates" in text_of(page, "summary")
+
+
+def test_an_encoder_without_a_name_in_the_registry_is_missing(tmp_path: Path) -> None:
+    for encoder in ("test", "name/", ""):
+        with pytest.raises(Missing, match="is no registered autoencoder"):
+            find_autoencoder(encoder, tmp_path, None)
 
 
 def test_damaged_files_are_named_and_passed_over(place: Place) -> None:
