@@ -29,8 +29,9 @@ from data_prep.manifest import (
     write_sidecar,
 )
 from pipeline.data.shards import BLOCK_ROWS, Manifest, SplitEntry, canonical_hash, write_shard
+from pipeline.model_inputs import SAMPLE_RANGES
 from pipeline.models.autoencoder import IMAGE_SIZE
-from pipeline.packaged import SAMPLE_RANGES, PackagedBeam, load_package
+from pipeline.packaged import PackagedBeam, load_package
 from pipeline.streams import stream_seed
 
 SPLIT = "samples"

@@ -36,7 +36,7 @@ from jobs.prepare import MAX_RETRIES
 from jobs.ray_session import ray_session
 from jobs.summary import as_table, write_summary
 from pipeline.data.shards import Manifest
-from pipeline.packaged import SAMPLE_DEFAULTS
+from pipeline.model_inputs import SAMPLE_DEFAULTS
 from pipeline.registry import RegistryError, fetch_model
 
 

@@ -109,7 +109,7 @@ def show_command(args: argparse.Namespace) -> Answer:
     history = champion_history(found.name, tracking=args.tracking)
     document = {
         **_document(found),
-        "card": found.card,
+        "card": without_secrets(found.card),
         "champions": [change._asdict() for change in history],
         "verified": True if args.verify else None,
     }

@@ -15,8 +15,6 @@ from torch import Tensor
 
 from pipeline.config import AutoencoderConfig, RBMConfig, RunConfig
 from pipeline.data.shards import Whitening
-from pipeline.model_inputs import SAMPLE_DEFAULTS as SAMPLE_DEFAULTS
-from pipeline.model_inputs import SAMPLE_RANGES as SAMPLE_RANGES
 from pipeline.model_inputs import Data, as_clamped, as_pixels, as_points, check_parameters, clamped_pixels
 from pipeline.models.autoencoder import (
     NUM_FEATURES,

@@ -112,10 +112,10 @@ def test_compare_says_which_is_better_and_what_differs(capsys: pytest.CaptureFix
     text = told(capsys, "compare", BEAM, f"{BEAM}/2")
     assert f"models:/{BEAM}/2 is better than models:/{BEAM}/1 by 10, beyond the spread 2" in text
     (line,) = [line.split() for line in text.splitlines() if line.startswith("sampler.gibbs_steps")]
-    assert line[1:] == ["10", "7"]
+    assert line[1:] == ["100", "7"]
     both = document(capsys, "compare", f"{BEAM}/1", f"{BEAM}/2")
     assert (both["comparable"], both["better"], both["difference"]) == (True, f"models:/{BEAM}/2", -10.0)
-    assert both["settings"] == {"sampler.gibbs_steps": [10, 7]} and both["metrics"][1] == {"recall": 0.5}
+    assert both["settings"] == {"sampler.gibbs_steps": [100, 7]} and both["metrics"][1] == {"recall": 0.5}
     assert "by 1, within the spread 2" in told(capsys, "compare", f"{BEAM}/3", f"{BEAM}/1")
     assert "equal scores" in told(capsys, "compare", BEAM, BEAM)
     text = told(capsys, "compare", f"{BEAM}/4", BEAM)
