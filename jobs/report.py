@@ -24,7 +24,7 @@ from jobs.report_pictures import (
     sample_grids,
 )
 from jobs.report_runs import STAND_IN, Missing, ReportError, Run, Training, find_run
-from jobs.report_sweep import final_comparison, sweep_facts, sweep_pictures, trials_table
+from jobs.report_sweep import final_comparison, sweep_facts, sweep_pictures, trials_table, unfinished_facts
 from jobs.report_tables import environment, facts, heldout_scores, problems, settings, test_scores, times
 from pipeline.data.shards import Manifest, ShardError, replace_file
 
@@ -134,6 +134,8 @@ class Reporter:
 
     def sweep(self, run: Run) -> list[Section]:
         """The page of a sweep; what is said of a training is said of its finalists."""
+        if not run.summary:
+            return self.unfinished_sweep(run)
         parts = sorted(run.parts.items(), key=lambda part: part[0] != "winner")
         finalists = [part for _, part in parts]
         switches = [self.switch(part) for part in finalists]
@@ -159,6 +161,19 @@ class Reporter:
             Section("times", "Time per stage", _part(lambda: times([run]))),
             Section("environment", "Environment", several(lambda: environment(finalists, self.tracking))),
         ]  # fmt: skip
+
+    def unfinished_sweep(self, run: Run) -> list[Section]:
+        """The page of a sweep that has no summary yet: its trials compared."""
+        trials = list(run.parts.values())
+        manifest = self.manifest(trials[0] if trials else None)
+        switches = [self.switch(trial) for trial in trials]
+        return [
+            Section("summary", "Summary", [*unfinished_facts(run), *problems(run)]),
+            Section("settings", "Settings that differ", _part(lambda: settings(trials, with_recipe=False))),
+            Section("scores", "Scores side by side", _part(lambda: heldout_scores(trials, manifest))),
+            Section("curves", "Curves", _part(lambda: overlaid_curves(trials, switches, run.dataset, self.pictures))),
+            Section("environment", "Environment", _part(lambda: environment(trials, self.tracking))),
+        ]
 
     def several(self, runs: Sequence[Run]) -> list[Section]:
         """The page that compares runs, each by the training that it is about."""

@@ -6,7 +6,7 @@ Nothing here raises for what a run lacks: a missing or damaged file reads as emp
 import difflib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,8 @@ class Run:
     """`training`, `main` (the main job) or `sweep`."""
     summary: dict[str, Any]
     parts: dict[str, Training]
-    """By the name of the part: the main job's, or `run` for a training; of a sweep what its `final` names."""
+    """By the name of the part: the main job's, or `run` for a training; of a sweep what its `final` names, or the trials
+    that there are while it has none."""
     problems: tuple[str, ...] = ()
 
     @property
@@ -141,7 +142,7 @@ def find_run(name: str, runs: Path) -> Run:
     problems: list[str] = []
     summary = _read_object(folder / "summary.json", problems)
     if summary.get("kind") == "sweep" or (folder / "trials").is_dir():
-        return Run(name, folder, "sweep", summary, _finalists(folder, summary), tuple(problems))
+        return Run(name, folder, "sweep", summary, _trials(folder, summary), tuple(problems))
     parts = {key: label for key, label in PARTS.items() if _holds_training(folder / key)}
     if parts or (folder / "stages").is_dir():
         found = {key: read_training(folder / key, label) for key, label in parts.items()}
@@ -165,8 +166,6 @@ def read_training(folder: Path, name: str) -> Training:
     history = _guarded(lambda: [row for row in read_history(folder) if "step" in row], folder, problems) or []
     if not history:
         problems.append("it has no metrics: no update was reported, or metrics.jsonl is missing or damaged")
-    note = folder / "mlflow_run_id"
-    run_id = (_guarded(note.read_text, folder, problems) or "").strip() if note.exists() else None
     return Training(
         name,
         folder,
@@ -175,7 +174,7 @@ def read_training(folder: Path, name: str) -> Training:
         _read_object(folder / "job.json", problems),
         meta,
         _read_object(folder / "summary.json", problems),
-        run_id or None,
+        _text(folder / "mlflow_run_id", problems),
         tuple(problems),
     )
 
@@ -184,14 +183,26 @@ def _holds_training(folder: Path) -> bool:
     return any((folder / sign).exists() for sign in SIGNS)
 
 
-def _finalists(folder: Path, summary: dict[str, Any]) -> dict[str, Training]:
-    """The first run of each variant in the final comparison of a sweep, where its folder is there."""
+def _trials(folder: Path, summary: dict[str, Any]) -> dict[str, Training]:
+    """The first run of each variant in the final comparison of a sweep; before there is one, all trials."""
+    if not summary:
+        return {
+            path.name: read_training(path, path.name)
+            for path in sorted(folder.glob("trials/*"))
+            if _holds_training(path)
+        }
     found = {}
+    parent = _text(folder / "mlflow_run_id", [])  # the sweep's: its trials keep theirs elsewhere
     for name, variant in ((summary.get("final") or {}).get("variants") or {}).items():
         for run in (variant.get("runs") or [])[:1]:
             if _holds_training(folder / str(run.get("folder"))):
-                found[name] = read_training(folder / str(run["folder"]), f"{name}, seed {run.get('seed')}")
+                training = read_training(folder / str(run["folder"]), f"{name}, seed {run.get('seed')}")
+                found[name] = replace(training, run_id=training.run_id or parent)
     return found
+
+
+def _text(path: Path, problems: list[str]) -> str | None:
+    return (_guarded(path.read_text, path, problems) or "").strip() or None if path.exists() else None
 
 
 def _read_object(path: Path, problems: list[str]) -> dict[str, Any]:

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jobs.report_page import Block, Note, Picture, Table, plot
+from jobs.report_page import Block, Note, Picture, Table, photographs, plot
 from jobs.report_runs import Missing, Run
-from jobs.report_tables import METRICS, data_name, metric_name, number
+from jobs.report_tables import METRICS, data_name, ending, metric_name, number
 
 _ORDER = {"finished": 0, "stopped": 1, "failed": 2}
 
@@ -14,12 +14,6 @@ _ORDER = {"finished": 0, "stopped": 1, "failed": 2}
 def sweep_facts(run: Run) -> list[Block]:
     """What was searched, how the trials ended, and what came out."""
     summary = run.summary
-    if not summary:
-        folders = [path for path in (run.folder / "trials").glob("*") if path.is_dir()]
-        raise Missing(
-            f"the sweep has no readable summary.json: it is not finished. Its folder holds {len(folders)} trials; report "
-            "on one of them by its folder, or go on with the sweep"
-        )
     trials = summary.get("trials") or []
     counts = {status: sum(t.get("status") == status for t in trials) for status in _ORDER}
     rows = [
@@ -45,6 +39,20 @@ def sweep_facts(run: Run) -> list[Block]:
     return [Table((), rows), *searched]
 
 
+def unfinished_facts(run: Run) -> list[Block]:
+    """What there is of a sweep before its summary is written: how far each trial is."""
+    said = (
+        f"The sweep has no readable summary.json: it is not finished. Its folder holds {len(run.parts)} trials so far, "
+        "which are compared below; a trial's folder can be reported on by itself."
+    )
+    rows = [[part.name, ending(part, None)] for part in run.parts.values()]
+    return [
+        Note(said, missing=True),
+        Table((), [["Sweep", run.name]]),
+        *([Table(["trial", "state"], rows)] if rows else []),
+    ]
+
+
 def final_comparison(run: Run) -> list[Block]:
     """Recipe and winner trained with several seeds: mean, spread, and every run's score."""
     final, metric = run.summary.get("final") or {}, str(run.summary.get("metric"))
@@ -64,12 +72,13 @@ def final_comparison(run: Run) -> list[Block]:
     seeds = [len(v.get("runs") or []) for v in variants.values()]
     caption = (
         f"Mean ± deviation over training seeds ({', '.join(f'{n}: {s}' for n, s in zip(variants, seeds))}); "
-        f"{number(final.get('num_rows'))} held-out rows and as many samples"
+        f"test partition, {number(final.get('num_rows'))} rows and as many samples"
     )
     blocks: list[Block] = [Table(["", *variants], rows, caption)]
     difference = final.get("difference")
     if difference is not None:
-        said = f"Difference in {metric}: {number(difference)}, spread {number(final.get('spread'))}."
+        said = f"Difference in {metric} (positive: the winner is better): {number(difference)}, spread between seeds "
+        said += f"{number(final.get('spread'))}."
         blocks.append(Note(said))
     each = [
         [name, str(one.get("seed")), number((one.get("scores") or {}).get(metric)), str(one.get("folder"))]
@@ -101,7 +110,8 @@ def trials_table(run: Run) -> list[Block]:
     for trial in sorted(trials, key=rank):
         values = trial.get("settings") or {}
         updates = f"{number(trial.get('updates'))} of {number(trial.get('total_updates'))}"
-        cells = [str(trial.get("id")), str(trial.get("status")), number(trial.get("score")), updates]
+        name = f"{trial.get('id')} (the recipe)" if trial.get("recipe") else str(trial.get("id"))
+        cells = [name, str(trial.get("status")), number(trial.get("score")), updates]
         cells += [number(trial.get("seconds")), *(number(values[key]) if key in values else "recipe" for key in keys)]
         rows.append([*cells, str(trial.get("reason") or "")])
     head = ["trial", "status", str(run.summary.get("metric")), "updates", "seconds", *keys, "reason"]
@@ -126,4 +136,5 @@ def sweep_pictures(run: Run) -> list[Block]:
 
 def _titled(name: str, path: Path) -> Picture:
     words = name.replace("_", " ")
-    return plot(path, f"{words} of the sweep's trials", words)
+    draw = photographs if name.startswith("samples") else plot
+    return draw(path, f"{words}: a picture of the sweep", words)

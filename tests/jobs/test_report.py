@@ -350,12 +350,16 @@ def test_a_sweep_shows_trials_winner_and_recipe(place: Place) -> None:
     assert text_of(page, "samples").index("winner, seed 0") < text_of(page, "samples").index("recipe, seed 0")
 
 
-def test_an_unfinished_sweep_says_so(place: Place) -> None:
+def test_an_unfinished_sweep_compares_what_is_there(place: Place) -> None:
     run = sweep_in(place)
     (run / "summary.json").unlink()
+    config = json.loads((run / "trials" / "b" / "config.json").read_text())
+    (run / "trials" / "b" / "config.json").write_text(json.dumps({**config, "seed": 7}))
     page = place.report("swept")
-    assert "it is not finished. Its folder holds 2 trials" in text_of(page, "summary")
-    assert "no run of the final comparison is here" in text_of(page, "samples")
+    assert "it is not finished. Its folder holds 2 trials so far" in text_of(page, "summary")
+    assert "setting a b seed 0 7" in text_of(page, "settings")
+    assert "measured after update 8 8" in text_of(page, "scores")
+    assert "curves of a: frechet_latent, b: frechet_latent over 8 updates" in page
 
 
 def test_a_model_of_points_shows_densities(tmp_path: Path) -> None:
