@@ -29,6 +29,8 @@ from jobs.report_tables import environment, facts, heldout_scores, problems, set
 from pipeline.data.shards import Manifest, ShardError, replace_file
 
 PAGE_NAME = "report.html"
+MAX_OVERLAID = 12
+"""Trials of an unfinished sweep in one plot."""
 _log = logging.getLogger(__name__)
 
 
@@ -166,12 +168,15 @@ class Reporter:
         """The page of a sweep that has no summary yet: its trials compared."""
         trials = list(run.parts.values())
         manifest = self.manifest(trials[0] if trials else None)
-        switches = [self.switch(trial) for trial in trials]
+        drawn = trials[:MAX_OVERLAID]
+        switches = [self.switch(trial) for trial in drawn]
+        cut = [Note(f"The first {len(drawn)} of {len(trials)} trials are drawn.")] if len(drawn) < len(trials) else []
+        curves_of = _part(lambda: overlaid_curves(drawn, switches, run.dataset, self.pictures))
         return [
             Section("summary", "Summary", [*unfinished_facts(run), *problems(run)]),
             Section("settings", "Settings that differ", _part(lambda: settings(trials, with_recipe=False))),
             Section("scores", "Scores side by side", _part(lambda: heldout_scores(trials, manifest))),
-            Section("curves", "Curves", _part(lambda: overlaid_curves(trials, switches, run.dataset, self.pictures))),
+            Section("curves", "Curves", [*cut, *curves_of]),
             Section("environment", "Environment", _part(lambda: environment(trials, self.tracking))),
         ]
 

@@ -76,7 +76,8 @@ def overlaid_curves(
     if not pictures:
         raise Missing("the runs reported none of the metrics that are compared")
     said = ", ".join(f"{name} at update {switch:,}" for name, switch in known.items())
-    note = [Note(f"The adversary came in: {said}.")] if said else []
+    all_the_same = line is not None and len(known) == len(trainings)
+    note = [Note(f"The adversary came in: {said}.")] if said and not all_the_same else []
     return [*note, Gallery(pictures, wide=True)]
 
 

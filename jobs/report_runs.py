@@ -184,21 +184,19 @@ def _holds_training(folder: Path) -> bool:
 
 
 def _trials(folder: Path, summary: dict[str, Any]) -> dict[str, Training]:
-    """The first run of each variant in the final comparison of a sweep; before there is one, all trials."""
+    """The first run of each variant in the final comparison of a sweep; before there is a summary, all trials.
+
+    Trials have no MLflow run of their own in their folders: they get the sweep's.
+    """
     if not summary:
-        return {
-            path.name: read_training(path, path.name)
-            for path in sorted(folder.glob("trials/*"))
-            if _holds_training(path)
-        }
-    found = {}
-    parent = _text(folder / "mlflow_run_id", [])  # the sweep's: its trials keep theirs elsewhere
-    for name, variant in ((summary.get("final") or {}).get("variants") or {}).items():
-        for run in (variant.get("runs") or [])[:1]:
-            if _holds_training(folder / str(run.get("folder"))):
-                training = read_training(folder / str(run["folder"]), f"{name}, seed {run.get('seed')}")
-                found[name] = replace(training, run_id=training.run_id or parent)
-    return found
+        named = {path.name: (path, path.name) for path in sorted(folder.glob("trials/*"))}
+    else:
+        variants = (summary.get("final") or {}).get("variants") or {}
+        first = {name: runs[0] for name, variant in variants.items() if (runs := variant.get("runs"))}
+        named = {name: (folder / str(r.get("folder")), f"{name}, seed {r.get('seed')}") for name, r in first.items()}
+    parent = _text(folder / "mlflow_run_id", [])
+    found = {key: read_training(path, name) for key, (path, name) in named.items() if _holds_training(path)}
+    return {key: replace(training, run_id=training.run_id or parent) for key, training in found.items()}
 
 
 def _text(path: Path, problems: list[str]) -> str | None:

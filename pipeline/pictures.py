@@ -206,12 +206,12 @@ def point_density(
     figure = Figure(figsize=(6.4, 3.6 if shapes[0][1] == 1 else 6.0), dpi=110, layout=ConstrainedLayoutEngine())
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    bins = np.histogram_bin_edges(np.concatenate([value[:, 0] for value in rows.values()]), 60)
+    edges = np.histogram_bin_edges(np.concatenate([value[:, 0] for value in rows.values()]), 60)
     for (name, value), color in zip(rows.items(), ("0.7", _COLORS[1])):
         label = f"{name} ({len(value):,})"
         if shapes[0][1] == 1:
-            kind = "stepfilled" if name == "data" else "step"
-            axes.hist(value[:, 0], bins, density=True, label=label, lw=1.6, histtype=kind, color=color)
+            heights = np.histogram(value[:, 0], edges, density=True)[0]
+            axes.stairs(heights, edges, fill=name == "data", color=color, label=label, lw=1.6)
         else:
             size = 6 if len(value) > 500 else 24
             axes.scatter(value[:, 0], value[:, 1], s=size, color=color, label=label, alpha=0.7, lw=0)
