@@ -19,7 +19,7 @@ from typing import Any
 from data_prep.celeba import open_celeba
 from data_prep.manifest import write_json
 from jobs.chain import Chain, Stopped, is_registered
-from jobs.evaluate import SEEDS, TABLE_KEYS, TEST_ROWS, Scene, as_text, compare
+from jobs.evaluate import FACE_SAMPLES, SEEDS, TABLE_KEYS, TEST_ROWS, Scene, as_text, compare
 from jobs.face_pictures import make_pictures
 from jobs.ray_session import ray_session
 from jobs.recipes import AUTOENCODER_OF, recipe
@@ -28,7 +28,7 @@ from jobs.tracked import start_tracker
 from jobs.train import TrainingFailed, total_updates
 from pipeline.config import ConfigError, RBMConfig, RunConfig, flatten, parse_settings
 from pipeline.data.shards import Manifest, load_latents, read_whitening
-from pipeline.model_card import measured, model_card
+from pipeline.model_card import DRIVEN_MEANS, Measured, measured, model_card
 from pipeline.models.autoencoder import choose_precision
 from pipeline.packaged import PackagedBeam
 from pipeline.registry import (
@@ -146,13 +146,16 @@ def card_of(
     shown = {row: {key: values[key] for key in TABLE_KEYS if key in values} for row, values in table.items()}
     models = {row: values for row, values in shown.items() if row in ("BEAM", "at the switch", "gamma = 1")}
     own = {key: value for key, value in table["BEAM"].items() if isinstance(value, float)}
+    metrics = measured(own, num_rows=num_rows, num_seeds=len(SEEDS))
+    if "face_share" in own:
+        metrics["face_share"] = Measured(own["face_share"], None, FACE_SAMPLES, 1, DRIVEN_MEANS)
     return model_card(
         name=name,
         kind="beam",
         dataset=latents.dataset,
         data_hash=latents.hash,
         recipe=config.name,
-        metrics=measured(own, num_rows=num_rows, num_seeds=len(SEEDS)),
+        metrics=metrics,
         score_name=config.evaluation.selection_metric,
         settings=flatten(config.to_dict()),
         comparison=models if len(models) > 1 else None,

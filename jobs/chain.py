@@ -16,8 +16,9 @@ from jobs.recipes import TOYS
 from jobs.stages import Stages
 from jobs.tracked import start_tracker
 from jobs.train import Outcome, TrainJob, check_folder, run_training, total_updates
-from pipeline.config import Phase, RBMConfig, RunConfig
+from pipeline.config import Phase, RBMConfig, RunConfig, flatten
 from pipeline.data.shards import Manifest, read_manifest
+from pipeline.model_card import RECONSTRUCTION, measured, model_card
 from pipeline.models.autoencoder import Autoencoder, choose_precision
 from pipeline.models.rbm import RBM
 from pipeline.packaged import PackagedAutoencoder, load_package
@@ -126,6 +127,17 @@ class Chain:
                 recipe=self.autoencoder_config.name,
                 score=last["reconstruction_mse"],
                 num_rows=num_rows,
+                card=model_card(
+                    name=name,
+                    kind="autoencoder",
+                    dataset=manifest.dataset,
+                    data_hash=manifest.hash,
+                    recipe=self.autoencoder_config.name,
+                    metrics=measured(last, num_rows=num_rows, protocol=RECONSTRUCTION),
+                    score_name="reconstruction_mse",
+                    settings=flatten(self.autoencoder_config.to_dict()),
+                    run_id=run_id,
+                ),
             )
             set_candidate(version.name, version.version)
             promotion = promote_if_better(version.name, version.version)

@@ -8,12 +8,10 @@ The folder is read by `pipeline.data.shards.load_split(FOLDER, "samples")`.
 
 import argparse
 import os
-import signal
 import sys
-import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -33,7 +31,7 @@ from data_prep.samples import (
     plan_sample_shards,
 )
 from jobs.prepare import MAX_RETRIES
-from jobs.ray_session import ray_session
+from jobs.ray_session import ray_session, sigterm_as_interrupt
 from jobs.summary import as_table, write_summary
 from pipeline.data.shards import Manifest
 from pipeline.model_inputs import SAMPLE_DEFAULTS
@@ -114,7 +112,7 @@ def generate(
 
 
 def _run_local(specs: Sequence[ShardSpec]) -> Generator[ShardResult, None, None]:
-    with _sigterm_interrupts():
+    with sigterm_as_interrupt():
         yield from map(draw_shard, specs)
 
 
@@ -126,7 +124,7 @@ def _run_on_ray(specs: Sequence[ShardSpec], workers: int | None, cache: Path) ->
         gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
         task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=MAX_RETRIES)(draw_shard)
         waiting, running = list(reversed(specs)), list[ray.ObjectRef]()
-        with _sigterm_interrupts():  # after Ray has started, which brings a handler that aborts
+        with sigterm_as_interrupt():  # after Ray has started, which brings a handler that aborts
             while waiting or running:
                 while waiting and (workers is None or len(running) < workers):
                     running.append(task.remote(waiting.pop()))
@@ -138,19 +136,6 @@ def _run_on_ray(specs: Sequence[ShardSpec], workers: int | None, cache: Path) ->
                 except ray.exceptions.RayError as error:
                     raise TaskLost(f"a task was lost for good ({type(error).__name__}: {error})") from error
                 yield result
-
-
-@contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM is as Ctrl-C until the block ends; in a thread other than the main one nothing changes."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 class _Parser(argparse.ArgumentParser):

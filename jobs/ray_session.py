@@ -7,7 +7,9 @@ a local session lies in the project's cache folder; a cluster's comes from RAY_A
 import logging
 import os
 import secrets
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,3 +73,16 @@ def ray_session(cache: Path, num_cpus: int, sweep: bool = False) -> Iterator[Non
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """SIGTERM is as Ctrl-C until the block ends (main thread only). Use it within a session: Ray's own handler aborts."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

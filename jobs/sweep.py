@@ -2,8 +2,8 @@
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from data_prep.manifest import write_json
 from data_prep.mixtures import draw_mixture
 from jobs.chain import Chain, is_registered, read_beam
 from jobs.evaluate import SEEDS, PointScene, Scene, open_scene
-from jobs.ray_session import ray_session
+from jobs.ray_session import ray_session, sigterm_as_interrupt
 from jobs.recipes import AUTOENCODER_OF, MIXTURE_OF, TOYS, recipe
 from jobs.spaces import as_text
 from jobs.stages import Stages
@@ -84,9 +84,12 @@ class Sweep:
             stage=stage,
         )
 
-    def ray(self) -> Any:
+    @contextmanager
+    def ray(self) -> Iterator[None]:
         """Ray for a stage of trials, with spare CPUs: what Tune cuts frees its own a little later."""
-        return ray_session(self.cache, 2 * self.args.workers * self.args.concurrent + 1, sweep=True)
+        num_cpus = 2 * self.args.workers * self.args.concurrent + 1
+        with ray_session(self.cache, num_cpus, sweep=True), sigterm_as_interrupt():
+            yield
 
 
 # --- data ------------------------------------------------------------------------------------------------------------

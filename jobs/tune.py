@@ -9,18 +9,16 @@ import argparse
 import json
 import logging
 import os
-import signal
+import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from data_prep.manifest import write_json
 from jobs.chain import Stopped
-from jobs.ray_session import prepare_environment
+from jobs.ray_session import prepare_environment, sigterm_as_interrupt
 from jobs.recipes import recipe
 from jobs.spaces import as_text, space_of
 from jobs.stages import Stages
@@ -111,18 +109,13 @@ def refuse_another_sweep(folder: Path, definition: Mapping[str, Any]) -> None:
         )
 
 
-@contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
-    """SIGTERM as Ctrl-C, which Tune and the stages know how to end."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+def forget(folder: Path, stages: Collection[str]) -> None:
+    """Remove what Tune and the trials know of stages that are to be done anew; with the search, all that was trained."""
+    for stage in stages:
+        for place in ("tune", "progress"):
+            shutil.rmtree(folder / place / stage, ignore_errors=True)
+    if "search" in stages:
+        shutil.rmtree(folder / "trials", ignore_errors=True)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -192,17 +185,18 @@ def main(argv: list[str] | None = None) -> int:
             print("\n".join(f"{key} = {as_text(distribution)}" for key, distribution in space.items()))
             return 0
         folder, cache = (args.runs / (args.name or f"sweep-{args.recipe}")).resolve(), args.cache.resolve()
-        with _terminate_as_interrupt():
-            data_dir = prepare_data(args, config, cache)
-            sweep = Sweep(args, config, space, objectives, folder, cache, data_dir, read_manifest(data_dir))
-            refuse_another_sweep(folder, sweep.definition())
-            stages = Stages(folder, STAGES, args.redo_from)
-            folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / "sweep.json", sweep.definition())
-            if not args.no_tracking:
-                parent = tracker_at(folder / "mlflow_run_id", folder.name, sweep.definition(), tags_of(sweep))
+        data_dir = prepare_data(args, config, cache)
+        sweep = Sweep(args, config, space, objectives, folder, cache, data_dir, read_manifest(data_dir))
+        refuse_another_sweep(folder, sweep.definition())
+        stages = Stages(folder, STAGES, args.redo_from)
+        forget(folder, stages.forgotten)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "sweep.json", sweep.definition())
+        if not args.no_tracking:
+            parent = tracker_at(folder / "mlflow_run_id", folder.name, sweep.definition(), tags_of(sweep))
+        with sigterm_as_interrupt():
             summary = run_sweep(sweep, stages, parent)
-            status = "FINISHED"
+        status = "FINISHED"
     except (KeyboardInterrupt, Interrupted, Stopped) as stop:
         status = "KILLED"
         print(f"interrupted ({stop}); the same command goes on from there", file=sys.stderr)
