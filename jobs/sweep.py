@@ -167,13 +167,7 @@ def train_final(sweep: Sweep, variants: Mapping[str, Sequence[Segment]], parent:
         with Watcher(plan, len(variants) * NUM_SEEDS, sweep.metric, parent, tags_of(sweep)):
             final_runs(plan, variants, sweep.seeds, sweep.args.concurrent)
         records = read_trials(plan)
-    failed = [record for record in records if record.status != "finished"]
-    if failed:
-        what = f"{failed[0].settings['variant']} with seed {failed[0].settings['seed']}"
-        raise TrainingFailed(
-            f"the final run of the {what} did not come to its end: {failed[0].error or 'it was stopped'}"
-        )
-    return {"runs": [{**record.settings, "folder": f"trials/{record.folder}"} for record in records]}
+    return {"failed": [{**r.settings, "reason": r.error or "stopped"} for r in records if r.status != "finished"]}
 
 
 def register(
@@ -197,7 +191,8 @@ def register(
     which = WINNER if WINNER in scored else RECIPE
     variant = scored[which]
     shown = [Path(pictures[key]) for key in (f"samples_{which}", "final") if key in pictures]
-    config, folder = final_run(sweep.plan("final"), [Segment(**s) for s in variant["lineage"]], sweep.seeds[0])
+    first = variant["runs"][0]["seed"]
+    config, folder = final_run(sweep.plan("final"), [Segment(**s) for s in variant["lineage"]], first)
     found = load_latest(folder / "checkpoints")
     assert found is not None and isinstance(config.model, RBMConfig)
     rbm, chains = read_beam(found, config.model)
@@ -276,17 +271,23 @@ def run_sweep(sweep: Sweep, stages: Stages, parent: Tracker | None) -> dict[str,
     """All stages; returns the summary that is also written to <sweep>/summary.json."""
     begun = sweep.definition()
     rows = stages.run("search", begun, lambda: search(sweep, parent))["trials"]
-    from jobs.sweep_result import draw_pictures, judge, pareto_front, score_variants
+    from jobs.sweep_result import RECIPE, draw_pictures, judge, pareto_front, score_variants
 
     variants = variants_of(rows)
     lineages = {name: [segment._asdict() for segment in lineage] for name, lineage in variants.items()}
     inputs = {"sweep": begun, "variants": lineages, "seeds": sweep.seeds}
-    stages.run("final", inputs, lambda: train_final(sweep, variants, parent))
+    failed = stages.run("final", inputs, lambda: train_final(sweep, variants, parent))["failed"]
 
     scene = open_scene(sweep.data_dir, sweep.cache, sweep.config.evaluation.num_components)
     plan = sweep.plan("final")
-    scored = stages.run("scores", inputs, lambda: score_variants(plan, variants, sweep.seeds, scene))
-    judged = judge(scored, sweep.metric)
+    seeds = {
+        name: [s for s in sweep.seeds if not any(f["variant"] == name and f["seed"] == s for f in failed)]
+        for name in variants
+    }
+    if not seeds[RECIPE]:
+        raise TrainingFailed(f"the recipe diverged with every training seed: {failed[0]['reason']}")
+    scored = stages.run("scores", inputs, lambda: score_variants(plan, variants, seeds, scene))
+    judged = judge(scored, sweep.metric, failed)
     switch = total_updates(sweep.config, sweep.manifest.splits["train"].rows)[0]
     pictures = stages.run(
         "pictures",

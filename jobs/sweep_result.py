@@ -89,13 +89,21 @@ def pareto_front(rows: Sequence[Mapping[str, Any]], objectives: Mapping[str, str
 
 
 def score_variants(
-    plan: SweepPlan, variants: Mapping[str, Sequence[Segment]], seeds: Sequence[int], scene: Scene | PointScene
+    plan: SweepPlan,
+    variants: Mapping[str, Sequence[Segment]],
+    seeds: Mapping[str, Sequence[int]],
+    scene: Scene | PointScene,
 ) -> dict[str, Any]:
-    """The scores of every variant and training seed on the test partition, with mean and standard deviation over seeds."""
+    """The scores of every variant on the test partition, with mean and standard deviation over its training seeds.
+
+    `seeds`: those with which a variant came to its end; one without any is left out.
+    """
     result: dict[str, Any] = {}
     for name, lineage in variants.items():
+        if not seeds[name]:
+            continue
         runs: list[dict[str, Any]] = []
-        for seed in seeds:
+        for seed in seeds[name]:
             config, folder = final_run(plan, lineage, seed)
             scores = score_model(
                 scene, load_rbm(folder, config), WideStart.of(scene.train), config.evaluation.num_neighbors
@@ -126,9 +134,16 @@ def load_rbm(folder: Path, config: RunConfig) -> Any:
     return read_beam(found, config.model)[0]
 
 
-def judge(scored: Mapping[str, Any], metric: str) -> dict[str, Any]:
-    """How the winner compares with the recipe: difference of means (positive: better), larger of the spreads, verdict."""
+def judge(scored: Mapping[str, Any], metric: str, failed: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    """How the winner compares with the recipe: difference of means (positive: better), larger of the spreads, verdict.
+
+    A winner that failed with any training seed is not better, whatever its other seeds score.
+    """
     recipe, winner = scored[RECIPE], scored.get(WINNER)
+    if lost := [run for run in failed if run["variant"] == WINNER]:
+        seeds = ", ".join(str(run["seed"]) for run in lost)
+        verdict = f"the best trial's settings do not hold: with training seed {seeds} {lost[0]['reason']}"
+        return {"difference": 0.0, "spread": recipe["spread"][metric], "better": False, "verdict": verdict}
     if winner is None:
         return {
             "difference": 0.0,

@@ -164,6 +164,8 @@ def test_better_means_by_more_than_the_spread_between_training_seeds(winner: flo
     found = judge(scored, "m")
     assert found["better"] is better and found["difference"] == 10 - winner and found["spread"] == 2.0
     assert not judge({"recipe": scored["recipe"]}, "m")["better"]
+    lost = judge(scored, "m", [{"variant": "winner", "seed": 2, "reason": "it diverged"}])
+    assert not lost["better"] and "seed 2 it diverged" in lost["verdict"]
 
 
 def test_mean_and_spread_are_over_training_seeds(plan: SweepPlan, tmp_path: Path) -> None:
@@ -175,7 +177,10 @@ def test_mean_and_spread_are_over_training_seeds(plan: SweepPlan, tmp_path: Path
     scene = PointScene(train_rows, test, fit_principal_space(train_rows, 5))
     for seed in (0, 1):
         train(plan, seeded([Segment({})], seed))
-    scored = score_variants(plan, {"recipe": [Segment({})]}, [0, 1], scene)["recipe"]
+    variants = {"recipe": [Segment({})], "winner": [Segment({GAMMA: 0.9})]}
+    scored = score_variants(plan, variants, {"recipe": [0, 1], "winner": []}, scene)
+    assert set(scored) == {"recipe"}
+    scored = scored["recipe"]
     values = [run["scores"]["frechet_latent"] for run in scored["runs"]]
     assert values[0] != values[1]
     assert scored["mean"]["frechet_latent"] == pytest.approx(sum(values) / 2)
