@@ -199,7 +199,7 @@ def main(argv: list[str] | None = None) -> int:
         status = "FINISHED"
     except (KeyboardInterrupt, Interrupted, Stopped) as stop:
         status = "KILLED"
-        print(f"interrupted ({stop}); the same command goes on from there", file=sys.stderr)
+        print(f"{str(stop) or 'interrupted'}; the same command goes on from there", file=sys.stderr)
         return 130
     except (ValueError, TrainingFailed) as error:
         print(f"error: {error}", file=sys.stderr)
