@@ -22,7 +22,7 @@ from jobs.trial import Segment, SweepPlan
 from pipeline.tracking import Tracker
 from pipeline.training.loop import read_history
 
-POLL_SECONDS = 1.0
+POLL_SECONDS = 2.0
 _log = logging.getLogger(__name__)
 
 

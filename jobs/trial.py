@@ -8,6 +8,7 @@ The settings of a run may change in flight (population based training). What lea
 segments that were trained one after the other, each from the last one's checkpoint.
 """
 
+import functools
 import json
 import shutil
 import tempfile
@@ -52,7 +53,12 @@ class SweepPlan:
 
     def total(self, config: RunConfig) -> int:
         """Updates of a whole run."""
-        return total_updates(config, read_manifest(Path(self.data_dir)).splits["train"].rows)[1]
+        return total_updates(config, _train_rows(self.data_dir))[1]
+
+
+@functools.cache
+def _train_rows(data_dir: str) -> int:
+    return read_manifest(Path(data_dir)).splits["train"].rows
 
 
 class TrialFailed(RuntimeError):
