@@ -29,6 +29,7 @@ from data_prep.manifest import (
     write_sidecar,
 )
 from pipeline.data.shards import BLOCK_ROWS, Manifest, SplitEntry, canonical_hash, write_shard
+from pipeline.model_folder import package_folder
 from pipeline.model_inputs import SAMPLE_RANGES
 from pipeline.models.autoencoder import IMAGE_SIZE
 from pipeline.packaged import PackagedBeam, load_package
@@ -165,6 +166,7 @@ def draw_shard(spec: ShardSpec) -> ShardResult:
 
 def load_beam(folder: Path, device: torch.device | str = "cpu") -> tuple[PackagedBeam, str]:
     """Return the verified model and the hash of its content. Raises ValueError when it is damaged or no BEAM."""
+    folder = package_folder(folder)
     packaged = load_package(folder, device)
     if not isinstance(packaged, PackagedBeam):
         raise ValueError(

@@ -12,7 +12,7 @@ import numpy as np
 
 from jobs.spaces import Space, as_tune_domain, changed_in_flight, clip
 from jobs.sweep_progress import MarkEnded
-from jobs.trial import Segment, SweepPlan, run_member, run_trial, run_variant
+from jobs.trial import Segment, SweepPlan, forget_claims, run_member, run_trial, run_variant
 from pipeline.config import RunConfig, flatten
 
 DRIVER_CPUS = 0.01
@@ -32,7 +32,7 @@ def tpe_search(
     concurrent: int,
     seed: int,
     asha: bool,
-) -> None:
+) -> set[str]:
     """Run Optuna's TPE over `space`, the recipe's own values first; with ASHA, trials that lag behind are cut.
 
     Args:
@@ -43,6 +43,9 @@ def tpe_search(
         concurrent: at a time.
         seed: of the sampler.
         asha: cut trials.
+
+    Returns:
+        Tune's ids of the trials.
 
     Raises:
         Interrupted: by a signal.
@@ -83,13 +86,18 @@ def tpe_search(
         max_concurrent_trials=concurrent,
         trial_dirname_creator=_dirname,
     )
-    _fit(plan, "search", tune.with_parameters(run_trial, plan=plan), tune_config)
+    return _fit(plan, "search", tune.with_parameters(run_trial, plan=plan), tune_config)
 
 
-def population_search(plan: SweepPlan, space: Space, metric: str, num_trials: int, seed: int, interval: int) -> None:
+def population_search(
+    plan: SweepPlan, space: Space, metric: str, num_trials: int, seed: int, interval: int
+) -> set[str]:
     """Run population based training: after every `interval` updates the worst members go on from copies of the best, with
     gamma, learning rates and beta_std perturbed. The recipe's own values are the first member; other searched keys are
     drawn once. All members are there at once; those without a free worker wait.
+
+    Returns:
+        Tune's ids of the trials.
 
     Raises:
         Interrupted: by a signal.
@@ -124,13 +132,16 @@ def population_search(plan: SweepPlan, space: Space, metric: str, num_trials: in
         trial_dirname_creator=_dirname,
     )
     trainable = tune.with_parameters(run_member, plan=plan, interval=interval)
-    _fit(plan, "search", trainable, tune_config, param_space=domains)
+    return _fit(plan, "search", trainable, tune_config, param_space=domains)
 
 
 def final_runs(
     plan: SweepPlan, variants: Mapping[str, Sequence[Segment]], seeds: Sequence[int], concurrent: int
-) -> None:
+) -> set[str]:
     """Train each variant in full with each seed; what is trained already is not trained again.
+
+    Returns:
+        Tune's ids of the trials.
 
     Raises:
         Interrupted: by a signal.
@@ -147,7 +158,7 @@ def final_runs(
     )
     grid = {"seed": tune.grid_search(list(seeds)), "variant": tune.grid_search(list(values))}
     trainable = tune.with_parameters(run_variant, plan=plan, variants=values)
-    _fit(plan, "final", trainable, tune_config, param_space=grid)
+    return _fit(plan, "final", trainable, tune_config, param_space=grid)
 
 
 def first_rung(total: int, every: int) -> int:
@@ -172,8 +183,8 @@ def _fit(
     trainable: Callable[..., None],
     tune_config: Any,
     param_space: dict[str, Any] | None = None,
-) -> None:
-    """Run the search, or go on with one that was interrupted: finished trials are not run again."""
+) -> set[str]:
+    """Run the search, or go on with one that was interrupted: finished trials are not run again. Returns their ids."""
     from ray import tune
 
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "2"  # a kill costs at most so much of what the search knows
@@ -193,7 +204,9 @@ def _fit(
             failure_config=tune.FailureConfig(max_failures=2),
         )
         tuner = tune.Tuner(light, param_space=param_space or {}, tune_config=tune_config, run_config=run_config)
-    results = tuner.fit()
-    unfinished = [trial for trial in results._experiment_analysis.trials if trial.status not in ("TERMINATED", "ERROR")]
+    forget_claims(plan)
+    trials = tuner.fit()._experiment_analysis.trials
+    unfinished = [trial for trial in trials if trial.status not in ("TERMINATED", "ERROR")]
     if unfinished:
         raise Interrupted(f"{len(unfinished)} trials of the {name} are not at their end")
+    return {trial.trial_id for trial in trials}

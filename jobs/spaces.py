@@ -15,8 +15,18 @@ from pipeline.config import ConfigError, RBMConfig, RunConfig, flatten
 
 Space = Mapping[str, BaseDistribution]
 
-FIXED = ("name", "seed", "epochs_scale", "evaluation.", "checkpoint.", "model.num_visible", "config_version")
-"""Keys that no search may change: they decide how a model is measured, or how long and under which name it is trained."""
+FIXED = (
+    "name",
+    "seed",
+    "epochs_scale",
+    "data.batch_size",
+    "evaluation.",
+    "checkpoint.",
+    "model.num_visible",
+    "config_version",
+)
+"""Keys that no search may change: they decide how a model is measured, or how long (in updates or in rows) and under which
+name it is trained."""
 LENGTHS = (".epochs", ".updates")
 FORMS = "uniform(low,high), loguniform(low,high), int(low,high), logint(low,high) or choice(a,b,...)"
 
@@ -43,7 +53,14 @@ def default_space(config: RunConfig) -> dict[str, BaseDistribution]:
     return space
 
 
-SPACES: dict[str, Callable[[RunConfig], dict[str, BaseDistribution]]] = {}
+def paper_space(config: RunConfig) -> dict[str, BaseDistribution]:
+    """The default space for recipes with k = 100 sweeps, where more of them cost too much: 5 to 100."""
+    return {**default_space(config), "sampler.gibbs_steps": IntDistribution(5, 100, log=True)}
+
+
+SPACES: dict[str, Callable[[RunConfig], dict[str, BaseDistribution]]] = {
+    name: paper_space for name in ("celeba_beam_paper", "celeba_beam_text", "celeba_beam_centered", "mixture_bimodal")
+}
 """Spaces of recipes that have one of their own, by the recipe's name; `default_space` for all others."""
 
 
@@ -76,7 +93,13 @@ def space_of(config: RunConfig, items: list[str]) -> dict[str, BaseDistribution]
     if not space:
         raise ConfigError("--space: nothing is left to search")
     for key, distribution in space.items():
-        space[key] = containing(distribution, known[key])
+        try:
+            space[key] = containing(distribution, known[key])
+        except (ValueError, TypeError):
+            raise ConfigError(
+                f"--space {key}={as_text(distribution)}: it cannot be widened to hold the recipe's value {known[key]!r}; "
+                f"give another distribution, or {key}=- to leave the key out"
+            ) from None
         for value in extremes(space[key]):
             config.override({key: value})  # refuses a range that the setting does not allow
     return space

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -67,6 +68,7 @@ class Sweep:
             "scheduler": self.args.scheduler,
             "trials": self.args.trials,
             "search_seed": self.args.seed,
+            "interval": self.args.interval,
         }
 
     def plan(self, stage: str) -> SweepPlan:
@@ -80,7 +82,7 @@ class Sweep:
             self.manifest.hash,
             str(self.folder),
             self.args.workers,
-            use_gpu=gpus >= self.args.workers * self.args.concurrent,
+            use_gpu=gpus >= self.args.workers,  # with fewer than all trials need, some wait
             stage=stage,
         )
 
@@ -124,17 +126,18 @@ def search(sweep: Sweep, parent: Tracker | None) -> dict[str, Any]:
     """Run the trials; returns their table."""
     with sweep.ray():
         from jobs.search import own_values, population_search, tpe_search
-        from jobs.sweep_progress import Watcher
+        from jobs.sweep_progress import Watcher, keep_known
         from jobs.sweep_result import trial_table
 
         plan, args = sweep.plan("search"), sweep.args
         with Watcher(plan, args.trials, sweep.metric, parent, tags_of(sweep)):
             if args.scheduler == "pbt":
                 interval = args.interval or sweep.config.evaluation.every_updates
-                population_search(plan, sweep.space, sweep.metric, args.trials, args.seed, interval)
+                known = population_search(plan, sweep.space, sweep.metric, args.trials, args.seed, interval)
             else:
                 asha = args.scheduler == "asha"
-                tpe_search(plan, sweep.space, sweep.objectives, args.trials, args.concurrent, args.seed, asha)
+                known = tpe_search(plan, sweep.space, sweep.objectives, args.trials, args.concurrent, args.seed, asha)
+        keep_known(plan, known)
         return {"trials": trial_table(plan, sweep.metric, own_values(sweep.config, sweep.space))}
 
 
@@ -157,17 +160,28 @@ def variants_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Segment]]:
     return variants
 
 
+def forget_stage(folder: Path, stage: str) -> None:
+    """Remove what Tune and the trials' notes know of a stage; what was trained stays."""
+    for place in ("tune", "progress"):
+        shutil.rmtree(folder / place / stage, ignore_errors=True)
+
+
 def train_final(sweep: Sweep, variants: Mapping[str, Sequence[Segment]], parent: Tracker | None) -> dict[str, Any]:
     """Train winner and recipe in full over the seeds."""
     with sweep.ray():
         from jobs.search import final_runs
-        from jobs.sweep_progress import Watcher, read_trials
+        from jobs.sweep_progress import Watcher, keep_known, read_trials
 
         plan = sweep.plan("final")
         with Watcher(plan, len(variants) * NUM_SEEDS, sweep.metric, parent, tags_of(sweep)):
-            final_runs(plan, variants, sweep.seeds, sweep.args.concurrent)
-        records = read_trials(plan)
-    return {"failed": [{**r.settings, "reason": r.error or "stopped"} for r in records if r.status != "finished"]}
+            known = final_runs(plan, variants, sweep.seeds, sweep.args.concurrent)
+        keep_known(plan, known)
+        records = [record for record in read_trials(plan) if record.status != "finished"]
+    if broken := [record for record in records if not record.diverged]:
+        what = f"{broken[0].settings['variant']} with training seed {broken[0].settings['seed']}"
+        forget_stage(sweep.folder, "final")  # so that the same command tries again, from the checkpoints
+        raise TrainingFailed(f"{what} did not come to its end: {broken[0].error or 'it was stopped'}; try again")
+    return {"failed": [{**record.settings, "reason": record.error} for record in records]}
 
 
 def register(
@@ -186,7 +200,7 @@ def register(
     from pipeline.model_card import measured, model_card
     from pipeline.promotion import promote_if_better, set_candidate
     from pipeline.registry import register_beam
-    from pipeline.versions import model_name
+    from pipeline.versions import find_model, model_name
 
     which = WINNER if WINNER in scored else RECIPE
     variant = scored[which]
@@ -217,8 +231,8 @@ def register(
         score_name=sweep.metric,
         settings=variant["settings"],
         comparison=comparison,
-        comparison_note=f"Found by a sweep of {sweep.args.trials} trials. Training seeds {sweep.seeds}, test partition: "
-        f"{judged['verdict']}. Spreads are standard deviations over training seeds.",
+        comparison_note=f"Found by a sweep of {sweep.args.trials} trials. Test partition: {judged['verdict']}. Spreads are "
+        f"standard deviations over training seeds; this is the model of seed {first}.",
         pictures=[path.name for path in shown],
         num_visible=None if autoencoder is not None else config.model.num_visible,
         run_id=run_id,
@@ -244,6 +258,7 @@ def register(
         "name": version.name,
         "version": version.version,
         "content": version.tags["content_hash"],
+        "aliases": list(find_model(f"models:/{version.name}/{version.version}").aliases),
         "promotion": promotion,
     }
 

@@ -9,7 +9,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,12 @@ from tqdm import tqdm
 
 from jobs.tracked import tracker_at
 from jobs.trial import Segment, SweepPlan
+from pipeline.provenance import without_secrets
 from pipeline.tracking import Tracker
 from pipeline.training.loop import read_history
 
 POLL_SECONDS = 2.0
+WARNING_SECONDS = 60.0
 _log = logging.getLogger(__name__)
 
 
@@ -39,6 +41,8 @@ class TrialRecord:
     """Name of its folder below <sweep>/trials; empty when it never came to one."""
     error: str
     """Why it failed; empty when it did not. (A driver that Tune kills may leave an error too: see `read_trials`.)"""
+    diverged: bool
+    """It failed by its settings; another attempt would end alike."""
     started: float
     history: list[dict[str, Any]] = field(repr=False)
     total_updates: int = 0
@@ -73,6 +77,7 @@ def read_trials(plan: SweepPlan) -> list[TrialRecord]:
             [Segment(**s) for s in note.get("lineage", [])],
             folder,
             note.get("error", "") if note.get("final") or _ended(file) == "error" else "",
+            bool(note.get("final")),
             note["started"],
             read_history(Path(plan.folder) / "trials" / folder) if folder else [],
         )
@@ -80,6 +85,13 @@ def read_trials(plan: SweepPlan) -> list[TrialRecord]:
             record.total_updates = plan.total(plan.resolve(record.lineage[-1].settings))
         records.append(record)
     return sorted(records, key=lambda record: record.started)
+
+
+def keep_known(plan: SweepPlan, known: Collection[str]) -> None:
+    """Drop the notes of trials that Tune does not know: a kill came between their begin and Tune's next record."""
+    for file in plan.notes.iterdir():
+        if file.name.split(".")[0] not in known:
+            file.unlink()
 
 
 def _ended(note: Path) -> str:
@@ -117,9 +129,10 @@ class Watcher:
     def __init__(self, plan: SweepPlan, num_trials: int, metric: str, parent: Tracker | None, tags: Mapping[str, str]):
         self.plan, self.metric, self.parent, self.tags = plan, metric, parent, dict(tags)
         self.bar = tqdm(total=num_trials, desc=plan.stage, unit="trial", dynamic_ncols=True, mininterval=2.0)
-        self._trackers: dict[str, Tracker | None] = {}
+        self._trackers: dict[str, Tracker] = {}
+        self._folders: dict[str, str] = {}
         self._logged: dict[str, int] = {}
-        self._shown = 0.0
+        self._shown, self._warned = 0.0, -WARNING_SECONDS
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="sweep-watcher", daemon=True)
 
@@ -131,15 +144,23 @@ class Watcher:
         """End all child runs: those that Tune has ended by their status, others as KILLED."""
         self._stop.set()
         self._thread.join()
-        self.look(last=True)
+        self._look_safely(last=True)
+        for tracker in self._trackers.values():  # what the last look could not end
+            tracker.finish("KILLED")
         self.bar.close()
 
     def _work(self) -> None:
         while not self._stop.wait(POLL_SECONDS):
-            try:
-                self.look()
-            except Exception as error:  # a half-written file, a server that is away: the next look sees more
-                _log.debug("watching trials: %s", error)
+            self._look_safely()
+
+    def _look_safely(self, last: bool = False) -> None:
+        """Look; trouble (a server that is away) is said once a minute and never ends the sweep."""
+        try:
+            self.look(last)
+        except Exception as error:
+            if last or time.monotonic() - self._warned > WARNING_SECONDS:
+                self._warned = time.monotonic()
+                _log.warning("watching the trials: %s; the sweep goes on", without_secrets(str(error)))
 
     def look(self, last: bool = False) -> None:
         """Log what is new."""
@@ -147,7 +168,7 @@ class Watcher:
         ended = {file.stem for file in self.plan.notes.glob("*.ended")}
         for number, record in enumerate(records):
             over = record.trial in ended
-            if self.parent is not None and record.folder:
+            if self.parent is not None:
                 self._log_trial(number, record, over, last)
         done = [record for record in records if record.trial in ended]
         self.bar.update(len(done) - self.bar.n)
@@ -164,15 +185,7 @@ class Watcher:
         note, closed = (self.plan.notes / f"{record.trial}.{end}" for end in ("run", "closed"))
         if closed.exists():  # logged and ended, in this session or in an earlier one
             return
-        if record.trial not in self._trackers:
-            config = self.plan.resolve(record.lineage[-1].settings).to_dict()
-            assert self.parent is not None
-            tags = {**self.tags, "mlflow.parentRunId": self.parent.run_id, "trial": record.trial}
-            self._trackers[record.trial] = tracker_at(
-                note, f"t{number:02d}-{record.folder}", config, tags, system_metrics=False
-            )
-        tracker = self._trackers[record.trial]
-        assert tracker is not None
+        tracker = self._tracker(number, record, note)
         for row in record.history:
             if row["step"] > self._logged.get(record.trial, -1):
                 tracker.log(int(row["step"]), {k: v for k, v in row.items() if k != "step"})
@@ -181,7 +194,29 @@ class Watcher:
             if record.error:
                 tracker.set_tag("failure", record.error[:500])
             status = {"failed": "FAILED", "finished": "FINISHED", "stopped": "KILLED"}[record.status]
-            tracker.finish(status)
             del self._trackers[record.trial]
+            tracker.finish(status)
             if over:
                 closed.touch()
+
+    def _tracker(self, number: int, record: TrialRecord, note: Path) -> Tracker:
+        """The child run of a trial; its settings are written again when they changed in flight (tags `changed.<key>`)."""
+        if record.trial in self._trackers and self._folders[record.trial] == record.folder:
+            return self._trackers[record.trial]
+        if record.trial in self._trackers:
+            self._trackers.pop(record.trial).finish("KILLED")
+        assert self.parent is not None
+        config: dict[str, Any] = {"settings": record.settings}  # of a trial that was refused, all that there is
+        if record.lineage:
+            config = self.plan.resolve(record.lineage[-1].settings).to_dict()
+        own: dict[str, str] = {k: str(record.settings[k]) for k in ("variant", "seed") if k in record.settings}
+        name = f"{own['variant']}-seed{own['seed']}" if own else f"t{number:02d}-{record.trial}"
+        tags: dict[str, str] = {
+            "mlflow.parentRunId": self.parent.run_id,
+            "trial": record.trial,
+            "stage": self.plan.stage,
+            **own,
+        }
+        tracker = tracker_at(note, name, config, self.tags | tags, system_metrics=False)
+        self._trackers[record.trial], self._folders[record.trial] = tracker, record.folder
+        return tracker

@@ -39,12 +39,12 @@ def trial_table(plan: SweepPlan, metric: str, own: Mapping[str, Any]) -> list[di
         finite = score is not None and math.isfinite(score) and not record.error
         rows.append(
             {
-                "id": f"t{number:02d}-{record.folder}",
+                "id": f"t{number:02d}-{record.trial}",
                 "trial": record.trial,
                 "recipe": record.settings == own,
                 "status": record.status,
                 "reason": record.error,
-                "settings": record.settings,
+                "settings": record.lineage[-1].settings if record.lineage else record.settings,
                 "lineage": [segment._asdict() for segment in record.lineage],
                 "updates": record.updates,
                 "total_updates": record.total_updates,
@@ -153,11 +153,11 @@ def judge(scored: Mapping[str, Any], metric: str, failed: Sequence[Mapping[str, 
         }
     difference = recipe["mean"][metric] - winner["mean"][metric]
     spread = max(recipe["spread"][metric], winner["spread"][metric])
-    better = difference > spread
+    counts = [len(row["runs"]) for row in (winner, recipe)]
+    better = difference > spread and min(counts) > 1
     numbers = f"{winner['mean'][metric]:.4g} against {recipe['mean'][metric]:.4g}"
     how = f"the difference {difference:.3g} {'exceeds' if better else 'does not exceed'} the spread {spread:.3g}"
-    count = len(winner["runs"])
-    verdict = f"{metric} {numbers} over {count} training seeds: {how} between seeds"
+    verdict = f"{metric} {numbers} over {counts[0]} and {counts[1]} training seeds: {how} between seeds"
     return {"difference": difference, "spread": spread, "better": better, "verdict": verdict}
 
 
@@ -177,8 +177,12 @@ def draw_pictures(
     config = RunConfig.from_dict(plan.config)
     own = own_values(config, space)
     logs = [key for key, distribution in space.items() if is_log(distribution)]
-    histories = {row["id"]: read_history(Path(plan.folder) / row["folder"]) for row in rows}
-    importances = setting_importances(rows, metric, space)
+    histories = {  # a cut trial may have been trained on since
+        row["id"]: [r for r in read_history(Path(plan.folder) / row["folder"]) if r["step"] <= row["updates"]]
+        for row in rows
+    }
+    steady = all(len(row["lineage"]) == 1 for row in rows)  # settings that changed in flight made no score alone
+    importances = setting_importances(rows, metric, space) if steady else {}
     made = {
         "parallel": parallel_coordinates(
             rows, metric, logs, folder / "parallel.png", "All trials", dataset=dataset, recipe=own

@@ -13,7 +13,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +24,10 @@ from pipeline.config import RunConfig
 from pipeline.data.shards import canonical_hash, read_manifest
 from pipeline.training.checkpoint import Checkpoint, load_latest, save_checkpoint
 from pipeline.training.loop import read_history
+
+CLAIM = "claim"
+"""File in a trial's folder that names the trial which trains there."""
+CLAIM_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -75,49 +79,65 @@ class Segment(NamedTuple):
 Lineage = Sequence[Segment]
 
 
-def folder_of(plan: SweepPlan, lineage: Lineage) -> Path:
-    """Where the last segment of a lineage is trained; how far it is trained is no part of the name."""
+def folder_of(plan: SweepPlan, lineage: Lineage, owner: str = "") -> Path:
+    """Where the last segment of a lineage is trained; with `owner`, a folder of that trial's own."""
     configs = [plan.resolve(segment.settings).to_dict() for segment in lineage]
-    ends = [segment.until for segment in lineage[:-1]]
-    return Path(plan.folder) / "trials" / canonical_hash([configs, ends])[:12]
+    ends = [segment.until for segment in lineage if segment.until is not None]
+    return Path(plan.folder) / "trials" / canonical_hash([configs, ends, *([owner] if owner else [])])[:12]
 
 
-def evaluated_rows(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a folder's history that hold held-out metrics, up to its newest checkpoint."""
+def evaluated_rows(folder: Path, until: int | None = None) -> list[dict[str, Any]]:
+    """The rows of a folder's history that hold held-out metrics, up to its newest checkpoint or to `until` updates."""
     found = load_latest(folder / "checkpoints")
-    step = found.step if found else -1
+    step = -1 if found is None else found.step if until is None else min(found.step, until)
     return [row for row in read_history(folder) if "frechet_latent" in row and row["step"] <= step]
 
 
-def is_done(plan: SweepPlan, lineage: Lineage) -> bool:
-    """True when the last segment of a lineage is trained up to its end, with a whole checkpoint."""
-    found = load_latest(folder_of(plan, lineage) / "checkpoints")
-    config = plan.resolve(lineage[-1].settings)
-    return found is not None and found.step >= (lineage[-1].until or plan.total(config))
+def is_done(plan: SweepPlan, folder: Path, config: RunConfig, until: int | None = None) -> bool:
+    """True when a folder's run is trained up to `until` updates (None: to its end), with a whole checkpoint."""
+    found = load_latest(folder / "checkpoints")
+    return found is not None and found.step >= (until or plan.total(config))
 
 
-def train_segment(plan: SweepPlan, lineage: Lineage, callbacks: Sequence[Any] = ()) -> list[dict[str, Any]]:
-    """Train the last segment of a lineage on Ray up to its end; returns the rows with held-out metrics.
+def train_on(
+    plan: SweepPlan, folder: Path, config: RunConfig, until: int | None = None, callbacks: Sequence[Any] = ()
+) -> None:
+    """Train on Ray in a folder, from where it stands, up to `until` updates or to the run's end.
 
     Raises:
         TrialFailed: the run diverged.
         TrainingFailed: Ray gave up; the last checkpoint is whole.
     """
-    folder, last = folder_of(plan, lineage), lineage[-1]
-    if not is_done(plan, lineage):
-        config = plan.resolve(last.settings).to_dict()
-        job = TrainJob(config, plan.data_dir, plan.data_hash, str(folder), plan.threads, last.until)
-        describe_folder(job, plan.workers)
-        trouble: Exception | None = None
-        try:
-            make_trainer(job, plan.workers, plan.use_gpu, callbacks).fit()
-        except Exception as error:
-            trouble = error
-        if reason := _reason(folder):
-            raise TrialFailed(reason) from trouble
-        if trouble is not None:
-            raise TrainingFailed(f"Ray Train gave up: {str(trouble).strip().splitlines()[-1]}") from trouble
-    return evaluated_rows(folder)
+    if is_done(plan, folder, config, until):
+        return
+    job = TrainJob(config.to_dict(), plan.data_dir, plan.data_hash, str(folder), plan.threads, until)
+    describe_folder(job, plan.workers)
+    trouble: Exception | None = None
+    try:
+        make_trainer(job, plan.workers, plan.use_gpu, callbacks).fit()
+    except Exception as error:
+        trouble = error
+    if reason := _reason(folder):
+        raise TrialFailed(reason) from trouble
+    if trouble is not None:
+        raise TrainingFailed(f"Ray Train gave up: {str(trouble).strip().splitlines()[-1]}") from trouble
+
+
+def train_lineage(
+    plan: SweepPlan, lineage: Lineage, train: Callable[[Path, RunConfig, int | None], None]
+) -> Iterator[tuple[Path, Lineage]]:
+    """Train a lineage's segments in order by `train(folder, config, until)`; yields each one's folder before it is trained."""
+    before: Path | None = None
+    for i, segment in enumerate(lineage):
+        part = lineage[: i + 1]
+        folder, config = folder_of(plan, part), plan.resolve(segment.settings)
+        yield folder, part
+        if before is not None:
+            found = load_latest(before / "checkpoints")
+            assert found is not None and found.step == lineage[i - 1].until, "the segment before ends at its end"
+            continue_from(folder, found, read_history(before), config)
+        train(folder, config, segment.until)
+        before = folder
 
 
 def _reason(folder: Path) -> str:
@@ -147,6 +167,7 @@ class ProgressNote:
     """
 
     def __init__(self, plan: SweepPlan, trial: str, settings: dict[str, Any]):
+        self.trial = trial
         self.file = plan.notes / f"{trial}.json"
         self.file.parent.mkdir(parents=True, exist_ok=True)
         self.values = json.loads(self.file.read_text()) if self.file.exists() else {}
@@ -173,14 +194,39 @@ def _noting(plan: SweepPlan, settings: dict[str, Any], body: Callable[[ProgressN
         raise
 
 
+def claim(plan: SweepPlan, folder: Path, trial: str) -> None:
+    """Wait until no other trial that is still on trains in `folder`: equal settings may come up twice at a time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / CLAIM
+    while True:
+        try:
+            with file.open("x") as new:
+                new.write(trial)
+            return
+        except FileExistsError:
+            holder = file.read_text()
+            if holder == trial:
+                return
+            if holder and (plan.notes / f"{holder}.ended").exists():
+                file.unlink(missing_ok=True)
+            else:
+                time.sleep(CLAIM_SECONDS)
+
+
+def forget_claims(plan: SweepPlan) -> None:
+    """Remove all claims: before a search begins or goes on, no trial is on."""
+    for file in Path(plan.folder).glob(f"trials/*/{CLAIM}"):
+        file.unlink()
+
+
 def run_trial(settings: dict[str, Any], plan: SweepPlan) -> None:
     """One trial: trained from start to end, reporting each held-out evaluation to Tune."""
     from ray import tune
     from ray.tune.integration.ray_train import TuneReportCallback
 
     def body(note: ProgressNote) -> None:
-        lineage = [Segment(settings)]
-        total = plan.total(plan.resolve(settings))
+        lineage, config = [Segment(settings)], plan.resolve(settings)
+        total, folder = plan.total(config), folder_of(plan, lineage)
 
         class ReportAllButLast(TuneReportCallback):
             """The last row comes when the training is over: at a trial's end a scheduler stops it, killing what runs."""
@@ -189,12 +235,13 @@ def run_trial(settings: dict[str, Any], plan: SweepPlan) -> None:
                 if metrics[0]["step"] < total:
                     super().after_report(run_context, metrics, checkpoint)
 
-        folder = folder_of(plan, lineage)
         note.write(folder=folder.name, lineage=[lineage[0]._asdict()])
+        claim(plan, folder, note.trial)
         for row in evaluated_rows(folder):  # of an earlier session: the scheduler may not have seen them
             if row["step"] < total:
                 tune.report(row)
-        tune.report(train_segment(plan, lineage, [ReportAllButLast()])[-1])
+        train_on(plan, folder, config, callbacks=[ReportAllButLast()])
+        tune.report(evaluated_rows(folder)[-1])
 
     _noting(plan, settings, body)
 
@@ -212,33 +259,32 @@ def run_member(settings: dict[str, Any], plan: SweepPlan, interval: int) -> None
         if (given := tune.get_checkpoint()) is not None:
             with given.as_directory() as place:
                 member = json.loads((Path(place) / "member.json").read_text())
-                before, step = [Segment(**s) for s in member["lineage"]], member["step"]
-                lineage = before
-                if before[-1].settings != settings:
-                    lineage = [*before[:-1], before[-1]._replace(until=step), Segment(settings)]
-                    found = load_latest(Path(place) / "checkpoints")
-                    assert found is not None, "a member's checkpoint holds a checkpoint"
-                    continue_from(folder_of(plan, lineage), found, read_history(Path(place)), config)
-        total = plan.total(config)
+                lineage, step = [Segment(**s) for s in member["lineage"]], member["step"]
+                if lineage[-1].settings != settings:
+                    lineage = [*lineage[:-1], lineage[-1]._replace(until=step), Segment(settings)]
+                found = load_latest(Path(place) / "checkpoints")
+                assert found is not None and found.step == step, "a member's checkpoint is of its step"
+                continue_from(folder_of(plan, lineage, note.trial), found, read_history(Path(place)), config)
+        folder, total = folder_of(plan, lineage, note.trial), plan.total(config)
+        note.write(folder=folder.name, lineage=[s._asdict() for s in lineage])
         while step < total:
             step = min(total, (step // interval + 1) * interval)
-            note.write(folder=folder_of(plan, lineage).name, lineage=[s._asdict() for s in lineage])
-            rows = train_segment(plan, [*lineage[:-1], lineage[-1]._replace(until=step)])
-            _report_member(folder_of(plan, lineage), lineage, step, rows[-1])
+            train_on(plan, folder, config, until=step)
+            _report_member(folder, lineage, step)
 
     _noting(plan, settings, body)
 
 
-def _report_member(folder: Path, lineage: Lineage, step: int, row: dict[str, Any]) -> None:
+def _report_member(folder: Path, lineage: Lineage, step: int) -> None:
     from ray import tune
 
     with tempfile.TemporaryDirectory() as temporary:
-        place = Path(temporary)
-        newest = max((folder / "checkpoints").glob("step_*"))
-        shutil.copytree(newest, place / "checkpoints" / newest.name)
+        place, name = Path(temporary), f"step_{step:08d}"
+        shutil.copytree(folder / "checkpoints" / name, place / "checkpoints" / name)
         shutil.copy(folder / "metrics.jsonl", place)
         write_json(place / "member.json", {"lineage": [s._asdict() for s in lineage], "step": step})
-        tune.report({**row, "step": step}, checkpoint=tune.Checkpoint.from_directory(temporary))
+        row = evaluated_rows(folder, step)[-1]
+        tune.report(row, checkpoint=tune.Checkpoint.from_directory(temporary))
 
 
 def seeded(lineage: Lineage, seed: int) -> list[Segment]:
@@ -252,17 +298,13 @@ def run_variant(settings: dict[str, Any], plan: SweepPlan, variants: dict[str, l
 
     def body(note: ProgressNote) -> None:
         lineage = seeded([Segment(**s) for s in variants[settings["variant"]]], settings["seed"])
-        rows: list[dict[str, Any]] = []
-        for i in range(len(lineage)):
-            part = lineage[: i + 1]
-            folder = folder_of(plan, part)
+
+        def train(folder: Path, config: RunConfig, until: int | None) -> None:
+            claim(plan, folder, note.trial)
+            train_on(plan, folder, config, until)
+
+        for folder, part in train_lineage(plan, lineage, train):
             note.write(folder=folder.name, lineage=[s._asdict() for s in part])
-            if i:
-                before = folder_of(plan, lineage[:i])
-                found = load_latest(before / "checkpoints")
-                assert found is not None, "the segment before has been trained"
-                continue_from(folder, found, read_history(before), plan.resolve(part[-1].settings))
-            rows = train_segment(plan, part)
-        tune.report(rows[-1])
+        tune.report(evaluated_rows(folder)[-1])
 
     _noting(plan, settings, body)

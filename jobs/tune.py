@@ -20,9 +20,9 @@ from data_prep.manifest import write_json
 from jobs.chain import Stopped
 from jobs.ray_session import prepare_environment, sigterm_as_interrupt
 from jobs.recipes import recipe
-from jobs.spaces import as_text, space_of
+from jobs.spaces import as_text, changed_in_flight, space_of
 from jobs.stages import Stages
-from jobs.sweep import OBJECTIVES, STAGES, Sweep, prepare_data, run_sweep, shown_metrics, tags_of
+from jobs.sweep import OBJECTIVES, STAGES, Sweep, forget_stage, prepare_data, run_sweep, shown_metrics, tags_of
 from jobs.tracked import tracker_at
 from jobs.train import TrainingFailed
 from pipeline.config import ConfigError, RunConfig, parse_settings
@@ -112,8 +112,7 @@ def refuse_another_sweep(folder: Path, definition: Mapping[str, Any]) -> None:
 def forget(folder: Path, stages: Collection[str]) -> None:
     """Remove what Tune and the trials know of stages that are to be done anew; with the search, all that was trained."""
     for stage in stages:
-        for place in ("tune", "progress"):
-            shutil.rmtree(folder / place / stage, ignore_errors=True)
+        forget_stage(folder, stage)
     if "search" in stages:
         shutil.rmtree(folder / "trials", ignore_errors=True)
 
@@ -147,7 +146,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--cache", type=Path, default=Path("cache"))
     parser.add_argument("--local", action="store_true", help="prepare data without Ray (trials need it)")
-    parser.add_argument("--no-tracking", action="store_true", help="no MLflow: nothing is logged or registered")
+    parser.add_argument(
+        "--no-tracking",
+        action="store_true",
+        help="trials are not logged, the winner not registered (data that have to be made are, as by the main job)",
+    )
     parser.add_argument("--show", action="store_true", help="print the space and end")
     return parser.parse_args(argv)
 
@@ -155,8 +158,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def check(args: argparse.Namespace) -> None:
     """Fill in defaults. Raises ConfigError on numbers out of range."""
     args.recipe = args.recipe or ("mixture_toy" if args.quick else "celeba_beam" if args.celeba else "faces_quick")
-    args.trials = args.trials or (4 if args.quick else 12)
-    args.concurrent = args.concurrent or max(1, min(8, (os.cpu_count() or 1) // max(args.workers, 1)))
+    if args.trials is None:
+        args.trials = 4 if args.quick else 12
+    if args.concurrent is None:
+        args.concurrent = max(1, min(8, (os.cpu_count() or 1) // max(args.workers, 1)))
     for name in ("trials", "concurrent", "workers"):
         if getattr(args, name) < 1:
             raise ConfigError(f"--{name} {getattr(args, name)}: at least 1")
@@ -166,6 +171,8 @@ def check(args: argparse.Namespace) -> None:
         raise ConfigError("--objectives: a population has one objective, the recipe's evaluation.selection_metric")
     if args.interval is not None and (args.scheduler != "pbt" or args.interval < 1):
         raise ConfigError("--interval is at least 1, and for --scheduler pbt only")
+    if args.redo_from is not None and args.redo_from not in STAGES:
+        raise ConfigError(f"--from {args.redo_from!r}: the stages are {', '.join(STAGES)}")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -181,6 +188,8 @@ def main(argv: list[str] | None = None) -> int:
         config = recipe(args.recipe, parse_settings(args.settings))
         space = space_of(config, args.space)
         objectives = parse_objectives(args.objectives, config)
+        if args.scheduler == "pbt":
+            changed_in_flight(config, space)  # refuses a space in which there is nothing to change
         if args.show:
             print("\n".join(f"{key} = {as_text(distribution)}" for key, distribution in space.items()))
             return 0
@@ -189,7 +198,7 @@ def main(argv: list[str] | None = None) -> int:
         sweep = Sweep(args, config, space, objectives, folder, cache, data_dir, read_manifest(data_dir))
         refuse_another_sweep(folder, sweep.definition())
         stages = Stages(folder, STAGES, args.redo_from)
-        forget(folder, stages.forgotten)
+        forget(folder, stages.redo)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "sweep.json", sweep.definition())
         if not args.no_tracking:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,22 @@ from jobs.recipes import recipe
 from jobs.search import first_rung, own_values
 from jobs.spaces import space_of
 from jobs.sweep import variants_of
-from jobs.sweep_progress import read_trials
+from jobs.sweep_progress import keep_known, read_trials
 from jobs.sweep_result import best_of, judge, pareto_front, score_variants, trial_table
 from jobs.train import TrainJob, describe_folder, train_local
-from jobs.trial import Segment, SweepPlan, continue_from, evaluated_rows, folder_of, is_done, seeded
+from jobs.trial import (
+    CLAIM,
+    Segment,
+    SweepPlan,
+    claim,
+    continue_from,
+    evaluated_rows,
+    folder_of,
+    forget_claims,
+    is_done,
+    seeded,
+    train_lineage,
+)
 from jobs.tune import main, parse_objectives, refuse_another_sweep
 from pipeline.config import ConfigError, RunConfig
 from pipeline.training.checkpoint import load_latest
@@ -46,13 +59,24 @@ def plan(tmp_path: Path) -> SweepPlan:
     return SweepPlan(config, str(tmp_path / "data"), manifest.hash, str(tmp_path / "sweep"), workers=1, use_gpu=False)
 
 
-def train(plan: SweepPlan, lineage: list[Segment]) -> Path:
-    """Train the last segment in this process."""
-    folder = folder_of(plan, lineage)
-    config = plan.resolve(lineage[-1].settings).to_dict()
-    job = TrainJob(config, plan.data_dir, plan.data_hash, str(folder), until=lineage[-1].until)
+NOTHING_IN_FLIGHT = [
+    text
+    for key in (GAMMA, "schedules.adversarial.learning_rate.initial", "schedules.likelihood.learning_rate.initial")
+    for text in ("--space", f"{key}=-")
+] + ["--space", "sampler.beta_std=-"]
+
+
+def train_in(plan: SweepPlan, folder: Path, config: RunConfig, until: int | None = None) -> None:
+    """Train in this process."""
+    job = TrainJob(config.to_dict(), plan.data_dir, plan.data_hash, str(folder), until=until)
     describe_folder(job, 1)
     list(train_local(job))
+
+
+def train(plan: SweepPlan, settings: dict, until: int | None = None) -> Path:
+    """Train a trial's settings; its folder."""
+    folder = folder_of(plan, [Segment(settings)])
+    train_in(plan, folder, plan.resolve(settings), until)
     return folder
 
 
@@ -69,44 +93,66 @@ def same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 def test_equal_settings_have_one_folder_and_others_another(plan: SweepPlan) -> None:
     own = own_values(RunConfig.from_dict(plan.config), space_of(RunConfig.from_dict(plan.config), []))
     recipes_own = folder_of(plan, [Segment({})])
-    assert folder_of(plan, [Segment(own)]) == recipes_own == folder_of(plan, [Segment({}, until=6)])
+    assert folder_of(plan, [Segment(own)]) == recipes_own
     assert folder_of(plan, seeded([Segment({})], 0)) == recipes_own
     others = [
         [Segment({GAMMA: 0.2})],
         [Segment({"seed": 1})],
+        [Segment({}, 6)],  # a part of a lineage that ends there is no recipe that goes on
         [Segment({}, 6), Segment({GAMMA: 0.2})],
         [Segment({}, 12), Segment({GAMMA: 0.2})],
         [Segment({GAMMA: 0.3}, 6), Segment({GAMMA: 0.2})],
     ]
     folders = {recipes_own, *(folder_of(plan, lineage) for lineage in others)}
-    assert len(folders) == 6
+    owned = {folder_of(plan, [Segment({})], owner) for owner in ("a", "b")}
+    assert len(folders | owned) == 9
 
 
 def test_a_cut_trial_that_is_trained_on_ends_with_the_bits_of_one_that_was_not(plan: SweepPlan, tmp_path: Path) -> None:
-    folder = train(plan, [Segment({}, until=6)])
-    assert is_done(plan, [Segment({}, until=6)]) and not is_done(plan, [Segment({})])
+    folder, config = train(plan, {}, until=6), plan.resolve({})
+    assert is_done(plan, folder, config, 6) and not is_done(plan, folder, config)
     assert [row["step"] for row in evaluated_rows(folder)] == [0, 6]
-    assert train(plan, [Segment({})]) == folder and is_done(plan, [Segment({})])
+    assert train(plan, {}) == folder and is_done(plan, folder, config)
     whole = dataclasses.replace(plan, folder=str(tmp_path / "whole"))
-    assert same_bits(state(folder), state(train(whole, [Segment({})])))
+    assert same_bits(state(folder), state(train(whole, {})))
     assert [row["step"] for row in evaluated_rows(folder)] == [0, 6, 12, 18, 24]
+    assert [row["step"] for row in evaluated_rows(folder, 12)] == [0, 6, 12]
 
 
-def test_settings_changed_in_flight_go_on_from_the_others_state_and_history(plan: SweepPlan) -> None:
-    first = train(plan, [Segment({}, until=18)])
-    before = state(first)
+def test_settings_changed_in_flight_go_on_from_where_they_changed_beside_a_run_that_did_not(plan: SweepPlan) -> None:
+    """The recipe in full, and a lineage that begins with it: neither takes the other's checkpoints."""
+    recipes = train(plan, {})
     lineage = [Segment({}, until=18), Segment({GAMMA: 0.9})]
-    second, found = folder_of(plan, lineage), load_latest(first / "checkpoints")
-    assert found is not None
-    continue_from(second, found, read_history(first), plan.resolve({GAMMA: 0.9}))
-    assert same_bits(state(second), before) and read_history(second)[-1]["step"] == 18
-    train(plan, lineage)
+    parts = list(train_lineage(plan, lineage, lambda folder, config, until: train_in(plan, folder, config, until)))
+    (first, _), (second, whole) = parts
+    assert whole == lineage and len({recipes, first, second}) == 3
+    found = load_latest(first / "checkpoints")
+    assert found is not None and found.step == 18
     rows = read_history(second)
     assert [row["gamma"] for row in rows if row["step"] in (18, 24) and "gamma" in row] == [0.1, 0.9]
-    continue_from(second, found, [], plan.resolve({GAMMA: 0.9}))  # once only
+    assert not same_bits(state(recipes), state(second))
+    same = [row for row in read_history(recipes) if row["step"] < 18 and "updates_per_second" not in row]
+    assert same == [row for row in rows if row["step"] < 18 and "updates_per_second" not in row]
+    continue_from(second, found, [], plan.resolve({GAMMA: 0.9}))  # what has begun is not begun again
     assert read_history(second) == rows
-    train(plan, [Segment({})])
-    assert not same_bits(state(first), state(second))
+    again = list(train_lineage(plan, lineage, lambda folder, config, until: train_in(plan, folder, config, until)))
+    assert again == parts and read_history(second) == rows
+
+
+def test_settings_that_come_up_twice_are_trained_by_one_trial_at_a_time(plan: SweepPlan) -> None:
+    folder = folder_of(plan, [Segment({})])
+    claim(plan, folder, "a")
+    claim(plan, folder, "a")
+    waiting = threading.Thread(target=claim, args=(plan, folder, "b"), daemon=True)
+    waiting.start()
+    waiting.join(0.5)
+    assert waiting.is_alive() and (folder / CLAIM).read_text() == "a"
+    plan.notes.mkdir(parents=True)
+    (plan.notes / "a.ended").write_text("complete")
+    waiting.join(10)
+    assert not waiting.is_alive() and (folder / CLAIM).read_text() == "b"
+    forget_claims(plan)
+    claim(plan, folder, "c")
 
 
 def note(
@@ -122,8 +168,8 @@ def note(
 
 
 def test_the_table_tells_finished_stopped_and_failed_trials_apart(plan: SweepPlan) -> None:
-    train(plan, [Segment({GAMMA: 0.1})])
-    train(plan, [Segment({GAMMA: 0.2}, until=6)])
+    train(plan, {GAMMA: 0.1})
+    train(plan, {GAMMA: 0.2}, until=6)
     note(plan, "b", 2.0, {GAMMA: 0.2}, "complete", error="the driver was killed", final=False)
     note(plan, "a", 1.0, {GAMMA: 0.1}, "complete")
     note(plan, "c", 3.0, {GAMMA: 0.3}, "error", error="training has diverged", final=True)
@@ -137,6 +183,10 @@ def test_the_table_tells_finished_stopped_and_failed_trials_apart(plan: SweepPla
     assert rows[1]["reason"] == "" and rows[2]["reason"] == "training has diverged" and rows[2]["score"] is None
     assert rows[0]["score"] == evaluated_rows(folder_of(plan, [Segment({})]))[-1]["frechet_latent"]
     assert [record.trial for record in read_trials(plan)] == ["a", "b", "c"]
+    assert [record.diverged for record in read_trials(plan)] == [False, False, True]
+    keep_known(plan, {"a", "c"})
+    assert [record.trial for record in read_trials(plan)] == ["a", "c"]
+    assert {file.name for file in plan.notes.iterdir()} == {"a.json", "a.ended", "c.json", "c.ended"}
 
 
 def test_the_best_may_be_a_cut_trial_and_is_never_a_failed_one() -> None:
@@ -176,7 +226,7 @@ def test_mean_and_spread_are_over_training_seeds(plan: SweepPlan, tmp_path: Path
     train_rows, test = load_rows(tmp_path / "data", "train"), load_rows(tmp_path / "data", "test")
     scene = PointScene(train_rows, test, fit_principal_space(train_rows, 5))
     for seed in (0, 1):
-        train(plan, seeded([Segment({})], seed))
+        train(plan, {"seed": seed})
     variants = {"recipe": [Segment({})], "winner": [Segment({GAMMA: 0.9})]}
     scored = score_variants(plan, variants, {"recipe": [0, 1], "winner": []}, scene)
     assert set(scored) == {"recipe"}
@@ -231,6 +281,13 @@ def test_a_folder_of_another_sweep_is_refused_by_what_differs(plan: SweepPlan, t
         (["--recipe", "celeba_bean"], "unknown recipe"),
         (["--recipe", "celeba_autoencoder"], "not a BEAM"),
         (["--quick", "--trials", "-1"], "at least 1"),
+        (["--quick", "--trials", "0"], "at least 1"),
+        (["--quick", "--from", "serch"], "the stages are search"),
+        (
+            ["--quick", "--scheduler", "pbt", "--space", "optimizer.beta1=uniform(0,0.5)", *NOTHING_IN_FLIGHT],
+            "none of them",
+        ),
+        (["--quick", "--set", "schedules.adversarial.gamma=0"], "gamma=- to leave the key out"),
         (["--quick", "--scheduler", "pbt", "--trials", "2"], "at least 4 members"),
         (["--quick", "--interval", "5"], "--scheduler pbt only"),
         (["--quick", "--space", "sampler.betastd=uniform(0,1)"], "sampler.beta_std"),

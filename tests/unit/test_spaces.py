@@ -75,6 +75,8 @@ def test_other_text_is_refused_with_the_forms(text: str) -> None:
         ("evaluation.samples=choice('mean','noisy')", "may not change it"),
         ("schedules.adversarial.updates=int(10,20)", "may not change it"),
         ("checkpoint.keep=int(2,3)", "may not change it"),
+        ("data.batch_size=int(64,128)", "may not change it"),
+        ("evaluation.selection_metric=choice('kl_sum')", "may not change it"),
         ("sampler.beta_std=uniform(0.5,1.5)", "sampler.beta_std"),
         ("optimizer.beta1=-", "not searched"),
     ],
