@@ -1,5 +1,6 @@
 """A whole sweep on Ray: killed in the middle, gone on with, with a trial that diverges, registered, and not done again."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -10,7 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.mixtures import draw_mixture
+from jobs.ray_session import prepare_environment, ray_session
+from jobs.recipes import recipe
+from jobs.spaces import changed_in_flight, space_of
+from jobs.trial import Segment, SweepPlan, folder_of, seeded
 from pipeline.registry import load_model
+from pipeline.training.loop import read_history
 
 ROOT = Path(__file__).parents[2]
 RATE = "schedules.likelihood.learning_rate.initial"
@@ -45,6 +52,14 @@ def test_a_sweep_that_is_killed_goes_on_and_ends_with_a_registered_model(trackin
     folder = tmp_path / "runs"
     folder.mkdir()
     sweep = folder / "sweep-mixture_toy"
+    process = start(folder)
+    deadline = time.monotonic() + 300
+    while not list(sweep.glob("progress/search/*.json")) and time.monotonic() < deadline:
+        assert process.poll() is None, (folder / "log").read_text()[-3000:]
+        time.sleep(0.1)
+    os.kill(process.pid, signal.SIGKILL)  # before or after Tune wrote what it knows for the first time
+    process.wait()
+
     process = start(folder)
     deadline = time.monotonic() + 300
     while not (ended := list(sweep.glob("progress/search/*.ended"))) and time.monotonic() < deadline:
@@ -103,3 +118,41 @@ def test_a_sweep_that_is_killed_goes_on_and_ends_with_a_registered_model(trackin
     assert all(stage["skipped"] for stage in again["stages"].values())
     assert again["final"] == summary["final"] and "candidate: models:/" in said
     assert not [run for run in client.search_runs([experiment.experiment_id]) if run.info.status == "RUNNING"]
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_populations_members_change_in_flight_and_the_winner_is_trained_again_as_it_came_about(
+    tmp_path: Path,
+) -> None:
+    """Search and final comparison of a population, in this process: the winner's lineage has the settings that it had."""
+    prepare_environment(tmp_path / "cache")
+    from jobs.search import final_runs, population_search
+    from jobs.sweep_progress import read_trials
+
+    data = tmp_path / "data"
+    manifest = draw_mixture("bimodal", data, train_rows=1000)
+    config = recipe("mixture_toy", {"evaluation.every_updates": 10, "evaluation.num_rows": 200})
+    plan = SweepPlan(config.to_dict(), str(data), manifest.hash, str(tmp_path / "sweep"), workers=1, use_gpu=False)
+    space = space_of(config, [])
+    with ray_session(tmp_path / "cache", 5, sweep=True):
+        known = population_search(plan, space, "kl_sum", num_trials=4, seed=0, interval=20)
+        records = read_trials(plan)
+        assert {record.trial for record in records} == known and len(known) == 4
+        assert {record.status for record in records} == {"finished"}
+        assert len({record.folder for record in records}) == 4
+        changed = [record for record in records if len(record.lineage) > 1]
+        assert changed, "with four members the worst goes on from the best"
+        lineage = changed[0].lineage
+        assert [segment.until for segment in lineage] == [20, None]
+        flight = changed_in_flight(config, space)
+        differ = {key for key in space if lineage[0].settings[key] != lineage[1].settings[key]}
+        assert differ and differ <= set(flight)
+        final = dataclasses.replace(plan, stage="final")
+        final_runs(final, {"recipe": [Segment({})], "winner": lineage}, seeds=[1], concurrent=2)
+        assert {record.status for record in read_trials(final)} == {"finished"}
+    with_seed = seeded(lineage, 1)
+    parts = [folder_of(plan, with_seed[:1]), folder_of(plan, with_seed), folder_of(plan, [Segment({"seed": 1})])]
+    assert [read_history(part)[-1]["step"] for part in parts] == [20, 40, 40]
+    gammas = [{row["gamma"] for row in read_history(parts[1])[1:] if low < row["step"] <= low + 10} for low in (10, 20)]
+    assert gammas == [{segment.settings["schedules.adversarial.gamma"]} for segment in lineage]
