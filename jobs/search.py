@@ -132,7 +132,8 @@ def population_search(
         trial_dirname_creator=_dirname,
     )
     trainable = tune.with_parameters(run_member, plan=plan, interval=interval)
-    return _fit(plan, "search", trainable, tune_config, param_space=domains)
+    # without it the last report would be perturbed, too, and no update be made with what came of it
+    return _fit(plan, "search", trainable, tune_config, param_space=domains, stop={"step": plan.total(config)})
 
 
 def final_runs(
@@ -183,6 +184,7 @@ def _fit(
     trainable: Callable[..., None],
     tune_config: Any,
     param_space: dict[str, Any] | None = None,
+    stop: dict[str, int] | None = None,
 ) -> set[str]:
     """Run the search, or go on with one that was interrupted: finished trials are not run again. Returns their ids."""
     from ray import tune
@@ -200,6 +202,7 @@ def _fit(
             name=name,
             storage_path=str(storage),
             verbose=0,
+            stop=stop,
             callbacks=[MarkEnded(plan)],
             failure_config=tune.FailureConfig(max_failures=2),
         )
