@@ -8,6 +8,7 @@ import logging
 import os
 import secrets
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -51,6 +52,8 @@ def ray_session(cache: Path, num_cpus: int, sweep: bool = False) -> Iterator[Non
     """
     if sweep:
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "86400")
+    if "ray" in sys.modules and os.environ.get("RAY_AUTH_MODE") != "token":
+        raise RuntimeError("ray was imported before its token was set: call jobs.ray_session.prepare_environment first")
     prepare_environment(cache)
     import ray
 

@@ -43,7 +43,8 @@ def not_comparable(new: Mapping[str, str], other: Mapping[str, str]) -> str:
     """Why the scores of two versions are not comparable; empty when they are."""
     for key, what in _SAME.items():
         if new.get(key) != other.get(key):
-            return f"another {what} ({key} {new.get(key)}, its is {other.get(key)})"
+            mine, its = (str(tags.get(key))[:12] for tags in (new, other))  # the start of a hash tells it apart
+            return f"another {what} ({key} {mine}, its is {its})"
     return ""
 
 

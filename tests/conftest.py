@@ -1,10 +1,18 @@
-"""One thread in every test: the bits of a product depend on it, and the machine is shared."""
+"""One thread in every test: the bits of a product depend on it, and the machine is shared. Ray's token before Ray."""
 
+import atexit
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
 
+from jobs.ray_session import prepare_environment
+
 torch.set_num_threads(1)
+_token = tempfile.mkdtemp()
+atexit.register(shutil.rmtree, _token, ignore_errors=True)
+prepare_environment(Path(_token))  # Ray reads it when a test module imports it, before any test runs
 for folder in ("exact", "statistical", "distributed"):
     sys.path.insert(0, str(Path(__file__).parent / folder))
