@@ -1,16 +1,13 @@
-"""Named runs as Python functions that return a complete RunConfig. `python -m jobs.train --list` prints them.
+"""Recipes of faces: the autoencoder and the BEAM on its latents (Table III), at full, quick and toy size.
 
 Times are for two workers on a 2-core CPU with AVX512-BF16 and 6 400 training photographs, unless said.
 """
 
 import dataclasses
-import inspect
-from collections.abc import Callable
 
 from pipeline.config import (
     AutoencoderConfig,
     CheckpointConfig,
-    ConfigError,
     Cosine,
     CriticConfig,
     DataConfig,
@@ -115,48 +112,6 @@ def celeba_beam() -> RunConfig:
     )
 
 
-def mixture_bimodal() -> RunConfig:
-    """Table I, bimodal: a 1-10 BEAM on two Gaussians at -2 and 2, batch 100, k = 100, 10 epochs, gamma .5 from the start.
-
-    Where the paper is silent: sigma starts at half the data's standard deviation and one sweep at beta = 1 comes before
-    the statistics (at 1 the likelihood is at a saddle, and the driven chains bias a learned sigma); the decay is 1 per
-    epoch. Compared are v with its noise. Data: `python -m jobs.prepare mixture --name bimodal --out DIR`. Expected: the
-    sum of both divergences within 0.3 nats of the truth's own (about 0) after 1 000 updates, half a minute in one process.
-    """
-    return RunConfig(
-        name="mixture_bimodal",
-        data=DataConfig(batch_size=100),
-        model=RBMConfig(1, 10, initial_std=0.5),
-        sampler=SamplerConfig(num_chains=100, gibbs_steps=100, beta_std=0.9, beta_momentum=0.9),
-        critic=CriticConfig(num_neighbors=5, search="torch"),
-        optimizer=OptimizerConfig(beta1=0.5, beta2=0.9),
-        schedules=Schedules(
-            likelihood=Phase(updates=0),
-            adversarial=Phase(epochs=10, gamma=0.5, learning_rate=PowerLaw(0.1, 1.0)),
-        ),
-        evaluation=EvaluationConfig(
-            every_updates=250, num_rows=2000, minibatch_rows=2000, samples="noisy", selection_metric="kl_sum"
-        ),
-        checkpoint=CheckpointConfig(every_updates=250),
-    )
-
-
-def mixture_toy() -> RunConfig:
-    """`make sweep QUICK=1`: mixture_bimodal with k = 10, one epoch of likelihood and three of the adversary; seconds."""
-    base = mixture_bimodal()
-    schedules = Schedules(
-        likelihood=Phase(epochs=1, learning_rate=PowerLaw(0.1, 1.0)),
-        adversarial=Phase(epochs=3, gamma=0.5, learning_rate=PowerLaw(0.05, 1.0)),
-    )
-    return dataclasses.replace(
-        base,
-        name="mixture_toy",
-        sampler=SamplerConfig(num_chains=100, gibbs_steps=10, beta_std=0.9, beta_momentum=0.9),
-        schedules=schedules,
-        evaluation=dataclasses.replace(base.evaluation, every_updates=100),
-    )
-
-
 def faces_quick_autoencoder() -> RunConfig:
     """The autoencoder at the length for about 3 200 stand-in faces: under a minute."""
     base = celeba_autoencoder()
@@ -197,41 +152,3 @@ def faces_toy() -> RunConfig:
         evaluation=EvaluationConfig(every_updates=60, num_rows=40, num_components=20),
         checkpoint=CheckpointConfig(every_updates=50, log_every_updates=10),
     )
-
-
-RECIPES: dict[str, Callable[[], RunConfig]] = {
-    f.__name__: f
-    for f in (
-        celeba_autoencoder,
-        celeba_beam,
-        celeba_beam_paper,
-        celeba_beam_text,
-        celeba_beam_centered,
-        mixture_bimodal,
-        mixture_toy,
-        faces_quick_autoencoder,
-        faces_quick,
-        faces_toy_autoencoder,
-        faces_toy,
-    )
-}
-
-AUTOENCODER_OF = {"faces_quick": "faces_quick_autoencoder", "faces_toy": "faces_toy_autoencoder"}
-"""Which autoencoder recipe goes with a BEAM recipe; celeba_autoencoder for all others."""
-MIXTURE_OF = {"mixture_bimodal": "bimodal", "mixture_toy": "bimodal"}
-"""Recipes of points, and the Gaussian mixture that each is trained on."""
-TOYS = ("faces_toy", "mixture_toy")
-"""Recipes of toy size; their models have names of their own, so that none becomes a champion of real ones."""
-
-
-def recipe(name: str, settings: dict[str, str] | None = None) -> RunConfig:
-    """The named recipe with settings overridden by dotted key. Raises ConfigError on an unknown name."""
-    if name not in RECIPES:
-        raise ConfigError(f"unknown recipe {name!r}; known: {', '.join(RECIPES)}")
-    return RECIPES[name]().override(dict(settings or {}))
-
-
-def describe() -> str:
-    """One line per recipe: name and first line of its docstring."""
-    lines = ((name, (inspect.getdoc(f) or "").splitlines()[0]) for name, f in RECIPES.items())
-    return "\n".join(f"{name:24s} {text}" for name, text in lines)
