@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from jobs.tracked import tracker_at
 from jobs.trial import Segment, SweepPlan
+from pipeline.config import flatten
 from pipeline.provenance import without_secrets
 from pipeline.tracking import Tracker
 from pipeline.training.loop import read_history
@@ -66,7 +67,7 @@ class TrialRecord:
 
 
 def read_trials(plan: SweepPlan) -> list[TrialRecord]:
-    """All trials of a sweep that have begun, in that order."""
+    """All trials of a sweep that have begun, in that order; the one with the recipe's own values first."""
     records = []
     for file in plan.notes.glob("*.json"):
         note = json.loads(file.read_text())
@@ -84,7 +85,12 @@ def read_trials(plan: SweepPlan) -> list[TrialRecord]:
         if record.lineage:
             record.total_updates = plan.total(plan.resolve(record.lineage[-1].settings))
         records.append(record)
-    return sorted(records, key=lambda record: record.started)
+    config = flatten(plan.config)
+
+    def is_own(record: TrialRecord) -> bool:
+        return all(config.get(key) == value for key, value in record.settings.items())
+
+    return sorted(records, key=lambda record: (not is_own(record), record.started))
 
 
 def keep_known(plan: SweepPlan, known: Collection[str]) -> None:

@@ -32,7 +32,7 @@ RECIPE, WINNER = "recipe", "winner"
 
 
 def trial_table(plan: SweepPlan, metric: str, own: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row of plain values for each trial, in the order in which they began; `own`: the recipe's values."""
+    """A row of plain values for each trial, the recipe's first, then as they began; `own`: the recipe's values."""
     rows = []
     for number, record in enumerate(read_trials(plan)):
         score = record.evaluation.get(metric)
