@@ -27,7 +27,8 @@ from jobs.stages import Stages
 from jobs.tracked import start_tracker
 from jobs.train import TrainingFailed, total_updates
 from pipeline.config import ConfigError, RBMConfig, RunConfig, flatten, parse_settings
-from pipeline.data.shards import Manifest, load_latents, read_whitening
+from pipeline.data.rows import load_rows, read_scaling
+from pipeline.data.shards import Manifest
 from pipeline.model_card import DRIVEN_MEANS, Measured, measured, model_card
 from pipeline.models.autoencoder import choose_precision
 from pipeline.packaged import PackagedBeam
@@ -54,8 +55,9 @@ def run_chain(chain: Chain) -> dict[str, Any]:
     beam = chain.beam(latent_dir, latents)
     chain.control(latent_dir, latents)
 
-    whitening = read_whitening(latent_dir)
-    train, test = (whitening.apply(load_latents(latent_dir, split)) for split in ("train", "test"))
+    scaling = chain.config.data.scaling
+    whitening = read_scaling(latent_dir, scaling)
+    train, test = (load_rows(latent_dir, split, scaling) for split in ("train", "test"))
     evaluation = chain.config.evaluation
     test = test[:TEST_ROWS]
     scene = Scene.of(train, test, whitening, packaged, evaluation.num_components)

@@ -4,6 +4,7 @@ Every number comes with the count behind it: as many model rows as test rows, th
 """
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.data.rows import load_rows, read_scaling
+from pipeline.data.rows import Scaling, load_rows, read_scaling
 from pipeline.data.shards import Whitening, read_manifest
 from pipeline.metrics.divergences import forward_reverse_kl
 from pipeline.metrics.faces import MissingDetector, face_share
@@ -91,18 +92,19 @@ class PointScene:
         return drawn.visible
 
 
-def open_scene(data_dir: Path, cache: Path, num_components: int) -> Scene | PointScene:
-    """The scene of a folder of latents or points, on at most TEST_ROWS rows of its test partition.
+def open_scene(data_dir: Path, cache: Path, num_components: int, scaling: Scaling = "manifest") -> Scene | PointScene:
+    """The scene of a folder of latents or points, on at most TEST_ROWS rows of its test partition, scaled as the models' were.
 
     Raises:
         RegistryError: the autoencoder that made the latents is neither in `cache`/models nor in the registry.
         ShardError: the folder holds neither.
     """
-    train, test = load_rows(data_dir, "train"), load_rows(data_dir, "test")[:TEST_ROWS]
+    train, test = (load_rows(data_dir, split, scaling) for split in ("train", "test"))
+    test = test[:TEST_ROWS]
     manifest = read_manifest(data_dir)
     if manifest.kind == "latents":
         encoder = find_encoder(str(manifest.settings.get("encoder_version")), cache)
-        return Scene.of(train, test, read_scaling(data_dir), encoder, num_components)
+        return Scene.of(train, test, read_scaling(data_dir, scaling), encoder, num_components)
     components = min(num_components, train.shape[1], len(test) - 1)
     return PointScene(train, test, fit_principal_space(train, components))
 
@@ -153,24 +155,35 @@ def score_samples(scene: Scene | PointScene, samples: Tensor, num_neighbors: int
     }
 
 
-def score_model(scene: Scene | PointScene, rbm: RBM, start: WideStart, num_neighbors: int) -> dict[str, float]:
-    """Mean over SEEDS of `score_samples` by the driven protocol, with `<metric>_spread` (sd over seeds).
+def score_draws(scene: Scene | PointScene, draw: Callable[[int], Tensor], num_neighbors: int) -> dict[str, float]:
+    """Mean over SEEDS of `score_samples` of anything that draws rows, with `<metric>_spread` (sd over seeds).
 
-    Compared is E[v | h], of points v. `fresh_*` are the same by the fresh protocol (first seed); `sample_*` of v with its
-    noise (driven, first seed).
+    Args:
+        scene: what is compared on.
+        draw: seed -> rows [n, V], as many as test rows; whitened where the scene's are.
+        num_neighbors: of the KL estimate.
     """
-    rows = []
-    for seed in SEEDS:
-        drawn = draw_samples(rbm, start, DRIVEN, len(scene.test), seed)
-        rows.append(score_samples(scene, scene.compared(drawn), num_neighbors))
-        if seed == SEEDS[0]:
-            with_noise = score_samples(scene, drawn.visible, num_neighbors)
-    drawn = draw_samples(rbm, start, FRESH, len(scene.test), SEEDS[0])
-    fresh = score_samples(scene, scene.compared(drawn), num_neighbors)
+    rows = [score_samples(scene, draw(seed), num_neighbors) for seed in SEEDS]
     table = {k: torch.tensor([row[k] for row in rows], dtype=torch.float64) for k in rows[0]}
     return {
         **{k: float(v.mean()) for k, v in table.items()},
         **{f"{k}_spread": float(v.std()) for k, v in table.items()},
+    }
+
+
+def score_model(scene: Scene | PointScene, rbm: RBM, start: WideStart, num_neighbors: int) -> dict[str, float]:
+    """`score_draws` of an RBM by the driven protocol.
+
+    Compared is E[v | h], of points v. `fresh_*` are the same by the fresh protocol (first seed); `sample_*` of v with its
+    noise (driven, first seed).
+    """
+    driven = {seed: draw_samples(rbm, start, DRIVEN, len(scene.test), seed) for seed in SEEDS}
+    scores = score_draws(scene, lambda seed: scene.compared(driven[seed]), num_neighbors)
+    with_noise = score_samples(scene, driven[SEEDS[0]].visible, num_neighbors)
+    drawn = draw_samples(rbm, start, FRESH, len(scene.test), SEEDS[0])
+    fresh = score_samples(scene, scene.compared(drawn), num_neighbors)
+    return {
+        **scores,
         **{f"fresh_{k}": v for k, v in fresh.items()},
         **{f"sample_{k}": v for k, v in with_noise.items() if k in ("frechet_latent", "recall", "kl_reverse")},
     }

@@ -36,15 +36,27 @@ from data_prep.encode import (
 )
 from data_prep.manifest import ShardResult
 from data_prep.mixtures import draw_mixture
+from data_prep.mnist import CHECKSUMS, DIGITS, read_checksums, write_digits, write_mnist
 from jobs.ray_session import ray_session
 from jobs.summary import as_table, write_summary
-from pipeline.data.mixtures import MIXTURES
+from pipeline.data.mixtures import MIXTURES, GaussianMixture, make_mixture, moved
 from pipeline.data.shards import Manifest
 from pipeline.models.autoencoder import computing_in
 from pipeline.packaged import PackagedAutoencoder, load_package
 from pipeline.registry import FetchedModel, fetch_model
 
 MAX_RETRIES = 3
+GEOMETRY: dict[str, tuple[type, str]] = {
+    "modes": (int, "modes on the ring"),
+    "radius": (float, "of the ring"),
+    "separation": (float, "between the two modes of bimodal"),
+    "grid-rows": (int, "modes along y"),
+    "grid-columns": (int, "modes along x"),
+    "spacing": (float, "between neighbors on the grid"),
+    "std": (float, "standard deviation of a mode"),
+}
+"""Flags of a mixture's geometry; `--rows` is the number of rows to draw."""
+_SETTINGS = {"modes": "num_modes", "grid_rows": "rows", "grid_columns": "columns"}
 Spec = TypeVar("Spec")
 
 
@@ -135,6 +147,29 @@ def _modified(out: Path) -> int | None:
     return manifest.stat().st_mtime_ns if manifest.exists() else None
 
 
+def find_mnist(given: Path | None) -> Path:
+    """The folder of MNIST's files: the one given, else the environment's MNIST. Raises ValueError without either."""
+    named = given or os.environ.get("MNIST")
+    if not named:
+        raise ValueError(
+            f"no MNIST given: name the folder that holds {', '.join(CHECKSUMS)} with --mnist DIR, or in the environment as "
+            f"MNIST; `python -m jobs.prepare digits` makes the small {DIGITS} instead, which are always at hand"
+        )
+    return Path(named)
+
+
+def _mixture_of(args: argparse.Namespace) -> GaussianMixture:
+    """The density of the command line."""
+    given = {flag.replace("-", "_"): getattr(args, flag.replace("-", "_")) for flag in GEOMETRY}
+    settings = {_SETTINGS.get(key, key): value for key, value in given.items() if value is not None}
+    return moved(make_mixture(args.name, settings), args.shift or 0.0, args.scale)
+
+
+def _numbers(text: str) -> float | list[float]:
+    values = [float(part) for part in text.split(",")]
+    return values[0] if len(values) == 1 else values
+
+
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m jobs.prepare", description=__doc__)
@@ -150,9 +185,23 @@ def main(argv: list[str] | None = None) -> int:
     latents.add_argument("--model", default="models:/celeba-autoencoder@champion")
     mixture = kinds.add_parser("mixture", help="rows drawn from a Gaussian mixture of Table I")
     mixture.add_argument("--name", required=True, help=f"one of {', '.join(MIXTURES)}")
+    for flag, (kind, what) in GEOMETRY.items():
+        mixture.add_argument(f"--{flag}", type=kind, help=f"{what} (default: Table I's)")
+    mixture.add_argument(
+        "--shift", type=_numbers, help="added to all rows after scaling: a number, or one per column: 5,-3"
+    )
+    mixture.add_argument("--scale", type=float, default=1.0, help="all rows are multiplied by it (default 1)")
+    mixture.add_argument("--label", help="name of another geometry's data set (default: the mixture's)")
     mixture.add_argument("--rows", type=int, default=10_000, help="rows to train on (default 10000)")
     mixture.add_argument("--seed", type=int, default=0)
-    for sub in (pixels, latents, mixture):
+    mnist = kinds.add_parser("mnist", help="MNIST's four IDX files to rows in [0, 1], with labels")
+    mnist.add_argument("--mnist", type=Path, help="folder with the four files (default: the environment's MNIST)")
+    mnist.add_argument("--checksums", type=Path, help="another set of this layout: its sha256sum lines; needs --label")
+    mnist.add_argument("--label", default="mnist", help="name of that other set, such as fashion-mnist")
+    digits = kinds.add_parser("digits", help="scikit-learn's real 8x8 digits (not MNIST), with labels")
+    for sub in (mnist, digits):
+        sub.add_argument("--binary", action="store_true", help="a pixel is 1 above 0.5, else 0")
+    for sub in (pixels, latents, mixture, mnist, digits):
         sub.add_argument("--out", required=True, type=Path)
         sub.add_argument("--cache", type=Path, default=Path("cache"))
         sub.add_argument("--local", action="store_true", help="in this process, no Ray")
@@ -165,7 +214,15 @@ def main(argv: list[str] | None = None) -> int:
             settings = PixelSettings(crop=args.crop, max_bad_share=args.max_bad_share)
             manifest = prepare_pixels(open_celeba(args.celeba), args.out.resolve(), settings, cache, args.local)
         elif args.kind == "mixture":
-            manifest = draw_mixture(args.name, args.out.resolve(), args.rows, args.seed)
+            manifest = draw_mixture(
+                *(_mixture_of(args), args.out.resolve(), args.rows, args.seed), label=args.label or args.name
+            )
+        elif args.kind == "mnist":
+            checksums = None if args.checksums is None else read_checksums(args.checksums)
+            manifest = write_mnist(find_mnist(args.mnist), args.out.resolve(), args.binary, checksums, args.label)
+        elif args.kind == "digits":
+            print(f"{DIGITS}: scikit-learn's 1 797 digits of 8x8 pixels, not MNIST", flush=True)
+            manifest = write_digits(args.out.resolve(), args.binary)
         else:
             fetched = fetch_model(args.model, cache / "models")
             manifest = prepare_latents(args.pixels.resolve(), args.out.resolve(), fetched, cache, args.local)

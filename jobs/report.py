@@ -60,19 +60,21 @@ class Reporter:
 
     def samples_of(self, training: Training) -> list[Block]:
         """The sample grids of a training on their slider; of points also a density."""
-        if not training.is_beam:
+        if training.kind == "autoencoder":
             raise Missing(f"{training.name} is an autoencoder, which draws no samples")
         material = self.material(training)
         blocks = _part(lambda: sample_grids(material, self.pictures))
         manifest = self.manifest(training)
-        if manifest is not None and manifest.kind == "points":
+        if training.is_beam and manifest is not None and manifest.kind == "points":
             blocks += _part(lambda: final_density(material, self.pictures))
         return blocks
 
     def neighbors_of(self, training: Training, ratio: float | None) -> list[Block]:
         """Nearest training rows of the final samples."""
-        if not training.is_beam:
+        if training.kind == "autoencoder":
             raise Missing(f"{training.name} is an autoencoder: it has no samples to look for copies among")
+        if training.kind == "GAN":
+            raise Missing(f"{training.name} is a GAN: copies are looked for among a BEAM's samples only")
         return nearest_neighbors(self.material(training), ratio, self.pictures)
 
     def named(self, trainings: Sequence[Training], make: Callable[[Training], list[Block]]) -> list[Block]:
@@ -188,13 +190,13 @@ class Reporter:
         about: list[Block] = []
         for run, manifest in zip((run for run, _ in pairs), manifests):
             about += [Heading(run.name), facts(run, manifest), *problems(run)]
-        kinds, data = {t.is_beam for t in trainings}, {t.data_hash for t in trainings}
+        kinds, data = {t.kind == "autoencoder" for t in trainings}, {t.data_hash for t in trainings}
         if len(data) > 1:
             about.append(
                 Note("These runs were not trained on the same data: their scores do not compare.", missing=True)
             )
         if len(kinds) > 1:
-            about.append(Note("Some are BEAMs and some autoencoders, which have no score in common.", missing=True))
+            about.append(Note("Some are autoencoders, which have no score in common with the others.", missing=True))
         same = manifests[0] if len(data) == 1 else None
         datasets = {run.dataset for run, _ in pairs}
         dataset = datasets.pop() if len(datasets) == 1 else None

@@ -16,16 +16,14 @@ from torch import Tensor
 from jobs.chain import part_of, read_beam
 from jobs.evaluate import SEEDS, TEST_ROWS, Scene
 from jobs.report_runs import Missing, Training
-from pipeline.config import RBMConfig
-from pipeline.data.rows import load_rows
+from pipeline.config import AutoencoderConfig, RBMConfig
+from pipeline.data.rows import load_rows, read_scaling
 from pipeline.data.shards import (
     MANIFEST_NAME,
     Manifest,
     ShardError,
     iterate_split,
-    load_latents,
     read_manifest,
-    read_whitening,
 )
 from pipeline.models.autoencoder import NUM_FEATURES, Autoencoder, choose_precision
 from pipeline.models.rbm import RBM
@@ -77,10 +75,12 @@ class Material:
     @cached_property
     def autoencoder(self) -> PackagedAutoencoder:
         """Of an autoencoder's training the trained one; of a BEAM's the version that encoded its latents."""
+        if self.training.kind == "GAN":
+            raise Missing(f"{self.training.name} is a GAN, which has no autoencoder")
         if self.training.is_beam:
             return find_autoencoder(str(self.manifest.settings.get("encoder_version")), self.cache, self.tracking)
         config = self.training.config.model
-        assert not isinstance(config, RBMConfig)
+        assert isinstance(config, AutoencoderConfig)
         model = Autoencoder(config)
         model.load_state_dict(part_of(self.checkpoint.tensors, "model."))
         return PackagedAutoencoder(model, choose_precision(config.precision, "cpu"), self.manifest.dataset)
@@ -89,13 +89,14 @@ class Material:
     def rbm(self) -> RBM:
         """The trained RBM."""
         config = self.training.config.model
-        assert isinstance(config, RBMConfig)
+        if not isinstance(config, RBMConfig):
+            raise Missing(f"{self.training.name} is not a BEAM: it has no RBM to sample from")
         return read_beam(self.checkpoint, config)[0]
 
     @cached_property
     def train_rows(self) -> Tensor:
         """The rows it was trained on, as it saw them: whitened latents, or points."""
-        return load_rows(self.shards, "train")
+        return load_rows(self.shards, "train", self.training.config.data.scaling)
 
     @cached_property
     def scene(self) -> Scene:
@@ -106,10 +107,10 @@ class Material:
             raise Missing(
                 f"its rows are {list(self.manifest.row_shape)}: the autoencoder decodes {NUM_FEATURES} features"
             )
-        whitening = read_whitening(self.shards)
-        test = whitening.apply(load_latents(self.shards, "test"))[:TEST_ROWS]
+        scaling = self.training.config.data.scaling
+        test = load_rows(self.shards, "test", scaling)[:TEST_ROWS]
         components = self.training.config.evaluation.num_components
-        return Scene.of(self.train_rows, test, whitening, self.autoencoder, components)
+        return Scene.of(self.train_rows, test, read_scaling(self.shards, scaling), self.autoencoder, components)
 
     def draw(self, num_rows: int) -> Samples:
         """`num_rows` samples of the newest checkpoint by the driven protocol, with the first seed of the scores."""

@@ -19,12 +19,19 @@ from jobs.report_runs import STAND_IN, Missing, Training
 from pipeline.critics.search import search_torch
 from pipeline.data.shards import ShardError, load_split
 from pipeline.metrics.images import memorization_ratio, project
+from pipeline.models.gan import rows_to_pixels
 from pipeline.pictures import image_grid, point_density, reconstruction_rows, training_curves
 
 AUTOENCODER_PANELS = {
     "held-out PSNR, dB": ["psnr"],
     "squared error, held out and of the batch": ["reconstruction_mse", "batch_mse"],
     "gradient norm": ["gradient_norm"],
+}
+GAN_PANELS = {
+    **PANELS,
+    "losses": ["critic_loss", "generator_loss"],
+    "critic: mean value": ["critic_on_data", "critic_on_samples"],
+    "gradient norms": ["critic_gradient_norm", "generator_gradient_norm"],
 }
 COMPARED = {
     "Frechet distance, top components": "frechet_latent",
@@ -43,7 +50,7 @@ NUM_POINTS = 2000
 
 def curves(training: Training, switch: int | None, dataset: str | None, folder: Path) -> list[Block]:
     """One plot per group of metrics, with the phase change."""
-    panels = PANELS if training.is_beam else AUTOENCODER_PANELS
+    panels = {"BEAM": PANELS, "autoencoder": AUTOENCODER_PANELS, "GAN": GAN_PANELS}[training.kind]
     logged = {key for row in training.history for key in row}
     pictures = [
         _curve({title: keys}, training.history, switch, dataset, folder)
@@ -116,9 +123,8 @@ def sample_grids(material: Material, folder: Path) -> list[Block]:
         frames.append(_picture_of_rows(material, rows, label, folder))
     what = "v, with its noise" if _is_points(material) else "E[v|h], decoded"
     skipped = f" {len(places)} of {len(kept)} evaluations are shown." if len(places) < len(kept) else ""
-    many = (
-        f"{len(kept[-1][1])} samples of each evaluation: driven protocol, one seed, {what}. None was selected.{skipped}"
-    )
+    how = f"driven protocol, one seed, {what}" if training.is_beam else "one seed"
+    many = f"{len(kept[-1][1])} samples of each evaluation: {how}. None was selected.{skipped}"
     return [Note(many), Slider("Evaluation", frames)]
 
 
@@ -153,8 +159,9 @@ def _is_points(material: Material) -> bool:
 def _picture_of_rows(material: Material, rows: Tensor, label: str, folder: Path) -> Picture:
     """A grid of decoded rows, or points beside the density of the data."""
     if not _is_points(material):
-        dataset = material.manifest.dataset
-        path = image_grid(material.scene.pixels(rows), 6, _new(folder), scale=1, dataset=dataset)
+        dataset, gan = material.manifest.dataset, material.manifest.kind == "pixels"
+        pixels = rows_to_pixels(rows) if gan else material.scene.pixels(rows)
+        path = image_grid(pixels, 6, _new(folder), scale=1, dataset=dataset)
         return photographs(path, f"{len(rows)} sample pictures, {label}; data: {dataset}", label, shown=1.5)
     if rows.shape[1] > 2:
         raise Missing(f"points of {rows.shape[1]} dimensions have no picture here; those of 1 or 2 have")

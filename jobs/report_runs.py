@@ -62,8 +62,14 @@ class Training:
 
     @property
     def is_beam(self) -> bool:
-        """True for an RBM's training, false for an autoencoder's."""
-        return self.settings.get("model", {}).get("kind") != "AutoencoderConfig"
+        """True for an RBM's training, false for an autoencoder's or a GAN's."""
+        return self.kind == "BEAM"
+
+    @property
+    def kind(self) -> str:
+        """`BEAM`, `autoencoder` or `GAN`."""
+        kind = self.settings.get("model", {}).get("kind")
+        return {"AutoencoderConfig": "autoencoder", "GANConfig": "GAN"}.get(kind, "BEAM")
 
     @property
     def steps(self) -> int:

@@ -94,7 +94,12 @@ def facts(run: Run, manifest: Manifest | None) -> Table:
     if training is not None:
         model = training.settings.get("model", {})
         units = [f"{model.get(f'num_{k}', 0):,} {model.get(f'{k}_units')} {k} units" for k in ("visible", "hidden")]
-        rows.append(["Model", f"BEAM: {' and '.join(units)}" if training.is_beam else "convolutional autoencoder"])
+        names = {
+            "BEAM": f"BEAM: {' and '.join(units)}",
+            "GAN": f"{model.get('architecture')} {str(model.get('loss')).upper()}",
+            "autoencoder": "convolutional autoencoder",
+        }
+        rows.append(["Model", names[training.kind]])
         rows.append(["Recipe", str(training.settings.get("name", "not known"))])
     rows.append(["Data", data_name(run.dataset or (manifest.dataset if manifest else None))])
     if manifest is not None:

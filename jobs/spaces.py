@@ -11,7 +11,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from pipeline.config import ConfigError, RBMConfig, RunConfig, flatten
+from pipeline.config import ConfigError, CriticConfig, RBMConfig, RunConfig, flatten
 
 Space = Mapping[str, BaseDistribution]
 
@@ -20,6 +20,7 @@ FIXED = (
     "seed",
     "epochs_scale",
     "data.batch_size",
+    "data.scaling",
     "evaluation.",
     "checkpoint.",
     "model.num_visible",
@@ -48,7 +49,7 @@ def default_space(config: RunConfig) -> dict[str, BaseDistribution]:
     space["sampler.beta_momentum"] = FloatDistribution(0.0, 0.97)
     steps = config.sampler.gibbs_steps
     space["sampler.gibbs_steps"] = IntDistribution(max(1, steps // 3), 2 * steps, log=True)
-    if config.critic is not None:
+    if isinstance(config.critic, CriticConfig):
         space["critic.num_neighbors"] = IntDistribution(1, 4 * config.critic.num_neighbors, log=True)
     return space
 

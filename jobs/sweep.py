@@ -212,9 +212,8 @@ def register(
     rbm, chains = read_beam(found, config.model)
     scores, dataset = variant["runs"][0]["scores"], sweep.manifest.dataset
     autoencoder = scene.autoencoder if isinstance(scene, Scene) else None
-    package = PackagedBeam(
-        rbm, config, read_scaling(sweep.data_dir), WideStart.of(scene.train), chains, autoencoder, dataset, scores
-    )
+    scaling = read_scaling(sweep.data_dir, config.data.scaling)
+    package = PackagedBeam(rbm, config, scaling, WideStart.of(scene.train), chains, autoencoder, dataset, scores)
     label = f"{dataset}-toy" if sweep.args.recipe in TOYS else dataset
     name = model_name(label, "beam")
     comparison = {
@@ -293,7 +292,8 @@ def run_sweep(sweep: Sweep, stages: Stages, parent: Tracker | None) -> dict[str,
     inputs = {"sweep": begun, "variants": lineages, "seeds": sweep.seeds}
     failed = stages.run("final", inputs, lambda: train_final(sweep, variants, parent))["failed"]
 
-    scene = open_scene(sweep.data_dir, sweep.cache, sweep.config.evaluation.num_components)
+    components, scaling = sweep.config.evaluation.num_components, sweep.config.data.scaling  # neither is ever searched
+    scene = open_scene(sweep.data_dir, sweep.cache, components, scaling)
     plan = sweep.plan("final")
     seeds = {
         name: [s for s in sweep.seeds if not any(f["variant"] == name and f["seed"] == s for f in failed)]

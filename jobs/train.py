@@ -26,12 +26,13 @@ from jobs.ray_session import ray_session
 from jobs.recipes import describe, recipe
 from jobs.summary import as_table, write_summary
 from pipeline.comm import Comm
-from pipeline.config import ConfigError, RBMConfig, RunConfig, flatten, parse_settings
+from pipeline.config import AutoencoderConfig, ConfigError, GANConfig, RBMConfig, RunConfig, flatten, parse_settings
 from pipeline.data.rows import load_rows
 from pipeline.data.shards import ShardError, load_split, read_manifest
-from pipeline.training.autoencoder import AutoencoderObjective
+from pipeline.training.autoencoder import VALUES, AutoencoderObjective
 from pipeline.training.beam import BeamObjective
 from pipeline.training.checkpoint import load_latest
+from pipeline.training.gan import GanObjective
 from pipeline.training.loop import Progress, StopRequest, pick_device, read_history, refuse_another_run, train
 from pipeline.training.objective import NonFinite, Objective
 
@@ -47,7 +48,7 @@ class TrainJob:
 
     config: dict[str, Any]
     data_dir: str
-    """Latent shards or points of a BEAM, pixel shards of an autoencoder."""
+    """Latent shards or points of a BEAM or GAN, pixel shards of an autoencoder or a GAN of photographs."""
     data_hash: str
     folder: str
     """The run's folder, an absolute path that all workers see."""
@@ -76,13 +77,23 @@ def make_objective(job: TrainJob, comm: Comm) -> Objective:
     """The objective of the job's config on the job's shards. Raises ShardError or ConfigError on what does not fit."""
     config, data = RunConfig.from_dict(job.config), Path(job.data_dir)
     kind = read_manifest(data).kind
-    beam = isinstance(config.model, RBMConfig)
-    if (kind == "pixels") == beam:
-        wanted = "latents or points" if beam else "pixels"
+    model = config.model
+    of_pixels = isinstance(model, AutoencoderConfig) or (isinstance(model, GANConfig) and model.num_visible == VALUES)
+    if (kind == "pixels") != of_pixels:
+        wanted = "pixels" if of_pixels else "latents or points"
         raise ShardError(f"recipe {config.name!r} trains on {wanted}, but {data} holds {kind}")
-    if not beam:
-        return AutoencoderObjective(config, load_split(data, "train"), load_split(data, "valid"), comm)
-    return BeamObjective(config, load_rows(data, "train"), load_rows(data, "valid"), comm)
+    if kind == "pixels" and config.data.scaling != "manifest":
+        raise ConfigError(
+            f"data.scaling = {config.data.scaling!r}: pixels are taken as they are; leave it at 'manifest'"
+        )
+    if of_pixels:
+        train_rows, valid_rows = (load_split(data, split) for split in ("train", "valid"))
+    else:
+        train_rows, valid_rows = (load_rows(data, split, config.data.scaling) for split in ("train", "valid"))
+    if isinstance(model, GANConfig):
+        return GanObjective(config, train_rows, valid_rows, comm)
+    objective = BeamObjective if isinstance(model, RBMConfig) else AutoencoderObjective
+    return objective(config, train_rows, valid_rows, comm)
 
 
 def run_worker(job: TrainJob, comm: Comm, stop: StopRequest) -> Iterator[Progress]:
@@ -309,7 +320,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m jobs.train", description=__doc__)
     parser.add_argument("recipe", nargs="?", help="a name from --list")
     parser.add_argument(
-        "--data", type=Path, help="folder of shards: latents or points for a BEAM, pixels for an autoencoder"
+        "--data",
+        type=Path,
+        help="folder of shards: latents or points for a BEAM, pixels for an autoencoder or a GAN of photographs",
     )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
     parser.add_argument("--workers", type=int, default=1)

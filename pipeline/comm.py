@@ -127,6 +127,12 @@ class Comm:
         dist.broadcast(box, src=0)
         return int(box.item())
 
+    def copy_from_first_(self, values: Tensor) -> Tensor:
+        """`values` become the first worker's on every worker, in place."""
+        if self.world_size > 1:
+            dist.broadcast(values, src=0)
+        return values
+
 
 class ExactSum:
     """Named sums over blocks and workers in one flat float64 buffer and one all-reduce; the same bits for any grouping."""

@@ -8,6 +8,7 @@ space, in MLflow's params and in error messages.
 import dataclasses
 import difflib
 import json
+import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -40,6 +41,11 @@ class RBMConfig:
     initial_std: float = 0.5
     """Standard deviation of a Gaussian visible unit at the start, as a share of its standard deviation in the data. At 1
     the likelihood is flat to second order in the weights (a saddle); at 0.5 it is not."""
+    initial_smoothing: float = 0.0
+    """f in the variance at the start, initial_std^2 ((1 - f) Var + f), for units that hardly vary in the data; the authors'
+    library takes 0.01."""
+    fixed_std: float | None = None
+    """Standard deviation of the Gaussian visible units, in the units of the rows, held constant; None: it is learned."""
     min_std: float = 0.01
     """Floor of a Gaussian unit's standard deviation: the log-variance is clamped at 2 log(min_std) after each update."""
     center_visible: bool = False
@@ -53,6 +59,8 @@ class RBMConfig:
         _require(self.num_visible >= 1, "model.num_visible", self.num_visible, "at least 1")
         _require(self.num_hidden >= 1, "model.num_hidden", self.num_hidden, "at least 1")
         _require(0 < self.initial_std <= 2, "model.initial_std", self.initial_std, "in (0, 2]")
+        _require(0 <= self.initial_smoothing < 1, "model.initial_smoothing", self.initial_smoothing, "in [0, 1)")
+        _require(self.fixed_std is None or self.fixed_std > 0, "model.fixed_std", self.fixed_std, "positive, or null")
         _require(0 < self.min_std < 1, "model.min_std", self.min_std, "in (0, 1)")
         _require(0 < self.centering_rate <= 1, "model.centering_rate", self.centering_rate, "in (0, 1]")
 
@@ -74,6 +82,56 @@ class AutoencoderConfig:
 
 
 @dataclass(frozen=True)
+class GANConfig:
+    """A generative adversarial network: a generator of rows from noise, and a critic of rows, trained in turn."""
+
+    loss: Literal["gan", "wgan"] = "gan"
+    """gan: the logistic loss, in its non-saturating form; wgan: the Wasserstein loss, the critic's weights clamped."""
+    architecture: Literal["dense", "convolutional"] = "dense"
+    """dense: fully connected layers of the widths below. convolutional: kernels of 4 and strides of 2, for images of
+    28x28 (784 values) and of 64x64 in color (12 288 values; there it is the autoencoder's architecture)."""
+    num_visible: int = 2
+    """Values in a row of the data, what the generator puts out."""
+    noise_size: int = 2
+    """Values of the noise, independent standard normal, that the generator starts from."""
+    generator_hidden: tuple[int, ...] = (64, 64)
+    """Widths of the dense generator's layers between noise and row; () for a convolutional one."""
+    critic_hidden: tuple[int, ...] = (64, 64)
+    """Widths of the dense critic's layers between row and value; () for a convolutional one."""
+    output: Literal["linear", "sigmoid"] = "linear"
+    """Of the generator; sigmoid for rows in [0, 1]."""
+    batch_norm: bool = False
+    """Normalize hidden layers over the global batch, in the critic all but the first."""
+    generator_initial_std: float = 0.2
+    """Standard deviation of the generator's weights at the start; biases are 0."""
+    critic_initial_std: float = 0.2
+    """Standard deviation of the critic's weights at the start; biases are 0."""
+    clamp: float = 0.1
+    """wgan: after each of its updates the critic's parameters are clamped to [-clamp, clamp]."""
+    critic_steps: int = 1
+    """Updates of the critic, each on a batch of its own, per update of the generator. A run's length and its epochs count
+    updates of the generator."""
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    """Of products of a convolutional network; `auto`: bfloat16 where the device computes it natively."""
+    num_blocks: int = 4
+    """Fixed blocks of rows into which every batch is dealt (at most this many workers have work)."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_visible", "noise_size", "critic_steps"):
+            _require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "at least 1")
+        for name in ("generator_initial_std", "critic_initial_std", "clamp"):
+            _require(getattr(self, name) > 0, f"model.{name}", getattr(self, name), "positive")
+        _require(1 <= self.num_blocks <= 1024, "model.num_blocks", self.num_blocks, "1 to 1024")
+        dense = self.architecture == "dense"
+        for name in ("generator_hidden", "critic_hidden"):
+            widths = getattr(self, name)
+            _require(all(width >= 1 for width in widths), f"model.{name}", widths, "widths of at least 1")
+            _require(dense or not widths, f"model.{name}", widths, "empty: a convolutional network has its own widths")
+        sizes = "784 (28x28) or 12288 (64x64x3) for a convolutional network"
+        _require(dense or self.num_visible in (784, 12288), "model.num_visible", self.num_visible, sizes)
+
+
+@dataclass(frozen=True)
 class SamplerConfig:
     """Persistent chains and how they move (Algorithms 1 and 2)."""
 
@@ -90,6 +148,11 @@ class SamplerConfig:
     statistics_sweeps: int = 1
     """Sweeps at beta = 1 on a copy of the chains before the statistics are taken; 0 is the paper, 1 removes the bias of
     a learned sigma."""
+    num_temperatures: int = 1
+    """1: chains at drifting temperatures (above). More: replica exchange; each of the num_chains chains is at beta = 1 and has
+    num_temperatures - 1 hotter replicas that trade places (pipeline/samplers/exchange.py); beta_std must be 0."""
+    lowest_beta: float = 0.05
+    """Inverse temperature of the hottest replicas; those between lie at equal ratios."""
     num_blocks: int = 4
     """Fixed blocks into which chains and batches are dealt; at most this many workers have work. More blocks are smaller
     and cost some speed of the matrix products; the number is part of what defines the run."""
@@ -103,14 +166,41 @@ class SamplerConfig:
         _require(0 <= self.beta_std < 1, "sampler.beta_std", self.beta_std, "in [0, 1)")
         _require(0 <= self.beta_momentum < 1, "sampler.beta_momentum", self.beta_momentum, "in [0, 1)")
         _require(0 < self.min_beta < 1, "sampler.min_beta", self.min_beta, "in (0, 1)")
+        _require(self.num_temperatures >= 1, "sampler.num_temperatures", self.num_temperatures, "at least 1")
+        _require(0 < self.lowest_beta < 1, "sampler.lowest_beta", self.lowest_beta, "in (0, 1)")
+        if self.num_temperatures > 1:
+            _require(
+                self.beta_std == 0, "sampler.beta_std", self.beta_std, "0 with replica exchange (num_temperatures > 1)"
+            )
+            # exchanges alternate between even and odd pairs of temperatures, beginning anew at each update
+            enough = self.gibbs_steps >= 2
+            _require(enough, "sampler.gibbs_steps", self.gibbs_steps, "at least 2 with replica exchange")
         _require(self.statistics_sweeps >= 0, "sampler.statistics_sweeps", self.statistics_sweeps, "at least 0")
         _require(
             1 <= self.num_blocks <= self.num_chains, "sampler.num_blocks", self.num_blocks, "1 to sampler.num_chains"
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """What every critic has: the features it sees, and how p = p(data | features) becomes the score T."""
+
+    feature: Literal["hidden_mean", "hidden_sample", "visible"] = "hidden_mean"
+    """What the critic sees. With hidden_sample the negative statistics use that same sample."""
+    form: Literal["linear", "log"] = "linear"
+    """linear: T = 2p - 1 (Eq. 12); log: T = log 2 + log p, with p at least min_probability."""
+    min_probability: float = 0.05
+    """Floor of p in the log form: a neighborhood without data has p = 0."""
+    sign: int = 1
+    """1; -1 turns the critic around, which drives particles away from the data: for contrast experiments only."""
+
+    def __post_init__(self) -> None:
+        _require(self.sign in (-1, 1), "critic.sign", self.sign, "1 or -1")
+        _require(0 < self.min_probability <= 0.5, "critic.min_probability", self.min_probability, "in (0, 0.5]")
+
+
 @dataclass(frozen=True)
-class CriticConfig:
+class CriticConfig(ScoreConfig):
     """Nearest-neighbor critic on the memory of the previous step (Eq. 12, 15, 16)."""
 
     weighting: Literal["distance", "uniform"] = "distance"
@@ -119,24 +209,55 @@ class CriticConfig:
     epsilon: float = 0.1
     """Added to a distance before it is inverted (Eq. 16). The paper gives no value; 1e-6 and 0.1 gave the same results
     on mixtures, and distances between 512 hidden activations are several units."""
-    form: Literal["linear", "log"] = "linear"
-    """linear: T = 2p - 1 (Eq. 12); log: T = log 2 + log p, with p at least min_probability."""
-    min_probability: float = 0.05
-    """Floor of p in the log form: a neighborhood without data has p = 0."""
-    feature: Literal["hidden_mean", "hidden_sample", "visible"] = "hidden_mean"
-    """What the critic sees. With hidden_sample the negative statistics use that same sample."""
     search: Literal["auto", "faiss", "torch"] = "auto"
     """Backend of the k-nearest search; auto takes the faster of the two on this machine, all workers alike."""
     exclude_own_chain: bool = False
     """Hide a chain's own previous state from it (the paper does not)."""
-    sign: int = 1
-    """1; -1 turns the critic around, which drives particles away from the data: for contrast experiments only."""
 
     def __post_init__(self) -> None:
-        _require(self.sign in (-1, 1), "critic.sign", self.sign, "1 or -1")
+        super().__post_init__()
         _require(self.num_neighbors >= 1, "critic.num_neighbors", self.num_neighbors, "at least 1")
         _require(self.epsilon > 0, "critic.epsilon", self.epsilon, "positive")
-        _require(0 < self.min_probability <= 0.5, "critic.min_probability", self.min_probability, "in (0, 0.5]")
+
+
+@dataclass(frozen=True)
+class ForestCriticConfig(ScoreConfig):
+    """Random forest critic, fitted anew at each step to the memory of the previous one (Fig. 10, 11)."""
+
+    num_trees: int = 20
+    max_depth: int | None = None
+    """Levels of a tree; None: until leaves are pure or would have fewer than min_leaf rows."""
+    min_leaf: int = 5
+    """Rows of the memory in a leaf, at least. The paper gives none of these three; at 1 a tree repeats its rows."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.num_trees >= 1, "critic.num_trees", self.num_trees, "at least 1")
+        _require(
+            self.max_depth is None or self.max_depth >= 1, "critic.max_depth", self.max_depth, "at least 1 (or null)"
+        )
+        _require(self.min_leaf >= 1, "critic.min_leaf", self.min_leaf, "at least 1")
+
+
+@dataclass(frozen=True)
+class NetworkCriticConfig(ScoreConfig):
+    """Dense ReLU network, trained on by logistic loss on each step's memory (the hidden DNN of Fig. 10)."""
+
+    hidden: tuple[int, ...] = (128,)
+    """Units of each hidden layer; none is logistic regression. The paper gives neither sizes nor rates."""
+    learning_rate: float = 1e-3
+    """Of Adam at (0.9, 0.999), constant."""
+    updates: int = 5
+    """Updates of the network on the whole memory at each step."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(all(n >= 1 for n in self.hidden), "critic.hidden", self.hidden, "sizes of at least 1")
+        _require(self.learning_rate > 0, "critic.learning_rate", self.learning_rate, "positive")
+        _require(self.updates >= 1, "critic.updates", self.updates, "at least 1")
+
+
+AnyCriticConfig = CriticConfig | ForestCriticConfig | NetworkCriticConfig
 
 
 @dataclass(frozen=True)
@@ -154,6 +275,28 @@ class OptimizerConfig:
         _require(0 <= self.beta1 < 1, "optimizer.beta1", self.beta1, "in [0, 1)")
         _require(0 <= self.beta2 < 1, "optimizer.beta2", self.beta2, "in [0, 1)")
         _require(self.epsilon > 0, "optimizer.epsilon", self.epsilon, "positive")
+
+
+@dataclass(frozen=True)
+class NaturalGradientConfig:
+    """Natural gradient, of an RBM with few parameters (pipeline/natural_gradient.py). It has no moments."""
+
+    damping: float = 3e-3
+    """Added to the Fisher matrix, in each parameter's own unit."""
+    max_divergence: float = 2e-3
+    """Longest step: the KL divergence in nats, to second order, between the densities before and after it, at most this."""
+
+    def __post_init__(self) -> None:
+        _require(self.damping > 0, "optimizer.damping", self.damping, "positive")
+        _require(self.max_divergence > 0, "optimizer.max_divergence", self.max_divergence, "positive")
+
+
+AnyOptimizerConfig = OptimizerConfig | NaturalGradientConfig
+_UNNAMED_KINDS: tuple[type, ...] = (CriticConfig, OptimizerConfig)
+"""Kinds that are written without `kind`, and taken where there is none: each was once the only one of its field, and
+hashes of settings name the folders and stages of runs."""
+MAX_NATURAL_PARAMETERS = 4096
+"""Parameters of the largest model that natural gradient takes: it solves a dense system of that size at each update."""
 
 
 @dataclass(frozen=True)
@@ -218,7 +361,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Schedules:
-    """The phases in their order: maximum likelihood, then the adversary. An autoencoder has the first only."""
+    """The phases in their order: maximum likelihood, then the adversary. An autoencoder and a GAN have the first only."""
 
     likelihood: Phase = field(default_factory=lambda: Phase(epochs=10))
     adversarial: Phase = field(default_factory=lambda: Phase(updates=0, gamma=0.1))
@@ -229,6 +372,11 @@ class DataConfig:
     """How rows become batches."""
 
     batch_size: int = 128
+    scaling: Literal["manifest", "isotropic"] = "manifest"
+    """manifest: latents are whitened column by column, points are taken as they are. isotropic: rows less the columns' means,
+    divided by one number, the root mean square of the columns' standard deviations (both of the train split), so that a
+    recipe works alike on data that are shifted or in another unit. Of models of rows; a packaged model gives rows back in the
+    data's own units."""
 
     def __post_init__(self) -> None:
         _require(self.batch_size >= 1, "data.batch_size", self.batch_size, "at least 1")
@@ -290,17 +438,17 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that defines a run. `sampler` and `critic` belong to a BEAM; an autoencoder has none."""
+    """Everything that defines a run. `sampler` and `critic` belong to a BEAM; an autoencoder and a GAN have none."""
 
     name: str
     seed: int = 0
     epochs_scale: float = 1.0
     """Multiplies the length of every phase and the decay unit of its learning rate."""
     data: DataConfig = field(default_factory=DataConfig)
-    model: RBMConfig | AutoencoderConfig = field(default_factory=RBMConfig)
+    model: RBMConfig | AutoencoderConfig | GANConfig = field(default_factory=RBMConfig)
     sampler: SamplerConfig | None = field(default_factory=SamplerConfig)
-    critic: CriticConfig | None = field(default_factory=CriticConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    critic: AnyCriticConfig | None = field(default_factory=CriticConfig)
+    optimizer: AnyOptimizerConfig = field(default_factory=OptimizerConfig)
     schedules: Schedules = field(default_factory=Schedules)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -314,9 +462,31 @@ class RunConfig:
             _require(metric != "reconstruction_mse", "evaluation.selection_metric", metric, "of samples, for a BEAM")
             needs_critic = self.schedules.likelihood.gamma < 1 or self.schedules.adversarial.gamma < 1
             _require(not needs_critic or self.critic is not None, "critic", None, "set when a phase has gamma < 1")
+        if isinstance(self.optimizer, NaturalGradientConfig):
+            m = self.model
+            small = isinstance(m, RBMConfig) and m.num_visible * m.num_hidden + 2 * m.num_visible + m.num_hidden <= (
+                MAX_NATURAL_PARAMETERS
+            )
+            allowed = f"OptimizerConfig, unless the model is an RBM of at most {MAX_NATURAL_PARAMETERS} parameters"
+            _require(small, "optimizer.kind", "NaturalGradientConfig", allowed)
+            if isinstance(m, RBMConfig):
+                _require(
+                    m.hidden_units != "gaussian", "model.hidden_units", m.hidden_units, "discrete for natural gradient"
+                )
+                _require(not m.center_hidden, "model.center_hidden", True, "false for natural gradient")
+        if isinstance(self.model, GANConfig):
+            _require(self.sampler is None, "sampler", self.sampler, "null: a GAN has no chains")
+            _require(self.critic is None, "critic", self.critic, "null: a GAN's critic is a network, part of its model")
+            metric = self.evaluation.selection_metric
+            _require(metric != "reconstruction_mse", "evaluation.selection_metric", metric, "of samples, for a GAN")
+            second = self.schedules.adversarial
+            none = not (second.epochs or second.updates)
+            _require(none, "schedules.adversarial", second, "of length 0: a GAN's one phase is schedules.likelihood")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON-able dict; where a field may hold several dataclasses, `kind` names the one."""
+        """Plain JSON-able dict; where a field may hold several dataclasses, `kind` names the one (not the nearest-neighbor
+        critic, which was there first).
+        """
         return {"config_version": CONFIG_VERSION, **_to_dict(self)}
 
     @staticmethod
@@ -328,7 +498,10 @@ class RunConfig:
         return _from_dict(RunConfig, values, "")
 
     def override(self, settings: dict[str, Any]) -> "RunConfig":
-        """A copy with values replaced by dotted key, as `{"critic.num_neighbors": 10}`; text is read as JSON first."""
+        """A copy with values replaced by dotted key, as `{"critic.num_neighbors": 10}`; text is read as JSON first.
+
+        A dict replaces a whole part, as `{"critic": {"kind": "ForestCriticConfig"}}`; what it leaves out has its default.
+        """
         tree = self.to_dict()
         keys = flatten(tree)
         for key, value in settings.items():
@@ -336,10 +509,12 @@ class RunConfig:
             node: Any = tree
             for part in parts[:-1]:
                 node = node.get(part) if isinstance(node, dict) else None
-            if not isinstance(node, dict) or parts[-1] not in node or isinstance(node[parts[-1]], dict):
+            new = _parse(value) if isinstance(value, str) else value
+            known = isinstance(node, dict) and parts[-1] in node
+            if not known or (isinstance(node[parts[-1]], dict) and not isinstance(new, dict)):
                 near = difflib.get_close_matches(key, keys, n=1, cutoff=0.0)
                 raise ConfigError(f"unknown setting {key!r}; the nearest is {near[0]!r} (see `--show` for all of them)")
-            node[parts[-1]] = _parse(value) if isinstance(value, str) else value
+            node[parts[-1]] = new
         return RunConfig.from_dict(tree)
 
 
@@ -368,6 +543,8 @@ def _parse(text: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError:
+        if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text):  # .5 and 1. are numbers to people
+            return float(text)
         return {"None": None, "True": True, "False": False}.get(text, text)
 
 
@@ -377,10 +554,10 @@ def _to_dict(config: Any) -> dict[str, Any]:
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
         if dataclasses.is_dataclass(value):
-            tag = {"kind": type(value).__name__} if len(_dataclasses_in(hints[f.name])) > 1 else {}
-            out[f.name] = {**tag, **_to_dict(value)}
+            named = len(_dataclasses_in(hints[f.name])) > 1 and type(value) not in _UNNAMED_KINDS
+            out[f.name] = {**({"kind": type(value).__name__} if named else {}), **_to_dict(value)}
         else:
-            out[f.name] = value
+            out[f.name] = list(value) if isinstance(value, tuple) else value  # as JSON has it
     return out
 
 
@@ -403,7 +580,8 @@ def _value(hint: Any, value: Any, key: str) -> Any:
     classes = _dataclasses_in(hint)
     if isinstance(value, dict) and classes:
         value = dict(value)
-        kind = value.pop("kind", classes[0].__name__ if len(classes) == 1 else None)
+        unnamed = classes if len(classes) == 1 else [c for c in classes if c in _UNNAMED_KINDS]
+        kind = value.pop("kind", unnamed[0].__name__ if unnamed else None)
         chosen = next((c for c in classes if c.__name__ == kind), None)
         _require(chosen is not None, f"{key}.kind", kind, " or ".join(c.__name__ for c in classes))
         assert chosen is not None
@@ -413,6 +591,9 @@ def _value(hint: Any, value: Any, key: str) -> Any:
         if typing.get_origin(option) is Literal:
             if value in typing.get_args(option):
                 return value
+        elif typing.get_origin(option) is tuple:
+            if isinstance(value, list | tuple):
+                return tuple(_value(typing.get_args(option)[0], item, f"{key}[{i}]") for i, item in enumerate(value))
         elif option is float and isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)
         elif isinstance(option, type) and isinstance(value, option) and (option is bool or not isinstance(value, bool)):
@@ -420,6 +601,8 @@ def _value(hint: Any, value: Any, key: str) -> Any:
     allowed = [
         " or ".join(map(repr, typing.get_args(o)))
         if typing.get_origin(o) is Literal
+        else f"a list of {typing.get_args(o)[0].__name__}"
+        if typing.get_origin(o) is tuple
         else getattr(o, "__name__", str(o))
         for o in options
     ]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import OptimizerConfig
+from pipeline.config import AnyOptimizerConfig, ConfigError, OptimizerConfig
 
 
 class PaysageAdam(torch.optim.Optimizer):
@@ -40,8 +40,13 @@ class PaysageAdam(torch.optim.Optimizer):
                 p.addcdiv_(state["exp_avg"], denominator, value=sign * group["lr"] / (1 - b1))
 
 
-def build_optimizer(module: nn.Module, config: OptimizerConfig, maximize: bool) -> torch.optim.Optimizer:
-    """The configured Adam over all parameters of `module`; with `maximize` it ascends along `p.grad`."""
+def build_optimizer(module: nn.Module, config: AnyOptimizerConfig, maximize: bool) -> torch.optim.Optimizer:
+    """The configured Adam over all parameters of `module`; with `maximize` it ascends along `p.grad`.
+
+    Raises ConfigError for a natural gradient, which is no optimizer over gradients alone (pipeline/natural_gradient.py).
+    """
+    if not isinstance(config, OptimizerConfig):
+        raise ConfigError(f"optimizer.kind = {type(config).__name__!r}: must be OptimizerConfig for this model")
     parameters = list(module.parameters())
     betas = (config.beta1, config.beta2)
     if config.convention == "paysage":

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable
 
-from jobs.recipes import faces, mixtures
+from jobs.recipes import digits, faces, gans, mixtures, mixtures_research, stacks
 from pipeline.config import ConfigError, RunConfig
 
 RECIPES: dict[str, Callable[[], RunConfig]] = {
@@ -14,20 +14,40 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
         faces.celeba_beam_paper,
         faces.celeba_beam_text,
         faces.celeba_beam_centered,
+        mixtures.mixture_bimodal_paper,
         mixtures.mixture_bimodal,
+        mixtures.mixture_ring_paper,
+        mixtures.mixture_ring,
+        mixtures.mixture_grid_paper,
+        mixtures.mixture_grid,
         mixtures.mixture_toy,
+        mixtures_research.mixture_grid_learned_sigma,
+        mixtures_research.mixture_ring_learned_sigma,
+        digits.mnist_beam_paper,
+        digits.mnist_beam,
+        digits.mnist_binary_beam_paper,
+        digits.mnist_binary_beam,
+        digits.digits_beam,
         faces.faces_quick_autoencoder,
         faces.faces_quick,
         faces.faces_toy_autoencoder,
         faces.faces_toy,
+        stacks.celeba_stack_top,
+        stacks.celeba_stack_tied,
+        stacks.stack_toy,
+        *gans.GANS,
     )
 }
 
 AUTOENCODER_OF = {"faces_quick": "faces_quick_autoencoder", "faces_toy": "faces_toy_autoencoder"}
 """Which autoencoder recipe goes with a BEAM recipe; celeba_autoencoder for all others."""
-MIXTURE_OF = {"mixture_bimodal": "bimodal", "mixture_toy": "bimodal"}
+MIXTURE_OF = {
+    name: next(kind for kind in ("bimodal", "ring", "grid", "toy") if kind in name).replace("toy", "bimodal")
+    for name in RECIPES
+    if name.startswith("mixture_")
+}
 """Recipes of points, and the Gaussian mixture that each is trained on."""
-TOYS = ("faces_toy", "mixture_toy")
+TOYS = ("faces_toy", "mixture_toy", "stack_toy")
 """Recipes of toy size; their models have names of their own, so that none becomes a champion of real ones."""
 
 

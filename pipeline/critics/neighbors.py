@@ -2,7 +2,6 @@
 
 import functools
 import logging
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from pipeline.comm import Comm
 from pipeline.config import CriticConfig
+from pipeline.critics.critic import score_of
 from pipeline.critics.faiss_search import MissingFaiss, search_faiss
 from pipeline.critics.memory import Memory
 from pipeline.critics.search import search_torch
@@ -81,12 +81,16 @@ def mixed_order(num_data: int, num_particles: int, device: torch.device) -> Tens
     return torch.cat(places).argsort().to(device)
 
 
-@dataclass(frozen=True)
+@dataclass
 class NeighborCritic:
     """T at query features against a memory, in [-1, 1] (linear form). T is a constant of the gradient: detached."""
 
     config: CriticConfig
     search: Search
+    """One of BACKENDS."""
+
+    def observe(self, memory: Memory, step: int) -> None:
+        """Does nothing: the memory is all that is known."""
 
     @torch.no_grad()
     def score(self, queries: Tensor, memory: Memory, first_particle: int | None = None) -> Tensor:
@@ -124,6 +128,13 @@ class NeighborCritic:
             differences = memory.features[rows] - queries[:, None, :]
             shares = shares / (differences.square().sum(2).sqrt() + self.config.epsilon)
         probability = shares.clamp(min=0).sum(1) / shares.abs().sum(1)
-        if self.config.form == "linear":
-            return self.config.sign * (2 * probability - 1)
-        return self.config.sign * (math.log(2) + probability.clamp(min=self.config.min_probability).log())
+        return score_of(probability, self.config)
+
+    def state(self) -> dict[str, Tensor]:
+        """The search backend, since two of them may break ties differently."""
+        return {"backend": torch.tensor(list(BACKENDS.values()).index(self.search))}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Search as before."""
+        if "backend" in state:
+            self.search = list(BACKENDS.values())[int(state["backend"])]

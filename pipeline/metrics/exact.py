@@ -1,13 +1,17 @@
-"""Exact quantities of small RBMs: log Z, log-likelihood and expectations by enumeration or in closed form.
+"""Exact quantities of small RBMs: log Z, log-likelihood and independent samples, by enumeration or in closed form.
 
-Differentiable (autograd is the tests' independent check of every gradient formula).
+Differentiable (autograd is the tests' independent check of every gradient formula). States are made and used a block at
+a time, so a layer of 20 units costs 2^20 log weights and not the products of all its states.
 """
 
-import itertools
+import copy
 import math
+from collections.abc import Iterator
+from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from pipeline.models.rbm import RBM
 from pipeline.models.units import Gaussian, OneHot, Units
@@ -15,19 +19,43 @@ from pipeline.models.units import Gaussian, OneHot, Units
 MAX_UNITS = 20
 """A Bernoulli layer is enumerated up to this size: 2^20 states."""
 
+_BLOCK_ELEMENTS = 1 << 22
+"""States of a block times units of the wider layer: 32 MiB of float64 for each product of the block."""
+
 
 def layer_states(units: Units) -> Tensor:
-    """All states of a discrete layer [num_states, size]. Raises ValueError when there are too many, or not countable."""
+    """All states of a discrete layer [num_states, size], in ascending order as binary numbers (first unit highest).
+
+    One-hot layers: the rows of the identity.
+
+    Raises:
+        ValueError: on more than MAX_UNITS Bernoulli units, or a Gaussian layer.
+    """
+    return torch.cat(list(_state_blocks(units, len(units.bias))))
+
+
+def _state_blocks(units: Units, width: int) -> Iterator[Tensor]:
+    """Consecutive blocks [rows, size] of `layer_states` with rows * width <= _BLOCK_ELEMENTS (at least one row)."""
     size = len(units.bias)
     if isinstance(units, Gaussian):
         raise ValueError("a Gaussian layer cannot be enumerated; enumerate the other one, or use quadrature")
+    rows = max(1, _BLOCK_ELEMENTS // width)
     if isinstance(units, OneHot):
-        return torch.eye(size, dtype=units.bias.dtype)
+        yield from torch.eye(size, dtype=units.bias.dtype, device=units.bias.device).split(rows)
+        return
     if size > MAX_UNITS:
         raise ValueError(
             f"a Bernoulli layer of {size} units has 2^{size} states; at most {MAX_UNITS} units are enumerated"
         )
-    return torch.tensor(list(itertools.product((0.0, 1.0), repeat=size)), dtype=units.bias.dtype)
+    shifts = torch.arange(size - 1, -1, -1, device=units.bias.device)
+    for start in range(0, 1 << size, rows):
+        codes = torch.arange(start, min(start + rows, 1 << size), device=units.bias.device)
+        yield ((codes[:, None] >> shifts) & 1).to(units.bias.dtype)
+
+
+def is_enumerable(units: Units) -> bool:
+    """Whether `layer_states` lists the layer's states: one-hot, or Bernoulli with at most MAX_UNITS units."""
+    return isinstance(units, OneHot) or (not isinstance(units, Gaussian) and len(units.bias) <= MAX_UNITS)
 
 
 def log_partition(rbm: RBM, beta: float = 1.0) -> Tensor:
@@ -35,17 +63,101 @@ def log_partition(rbm: RBM, beta: float = 1.0) -> Tensor:
 
     Two Gaussian layers: closed form, after the check that the precision matrix is positive definite (ValueError).
     """
-    hidden_discrete = not isinstance(rbm.hidden, Gaussian)
-    visible_discrete = not isinstance(rbm.visible, Gaussian)
-    if not hidden_discrete and not visible_discrete:
+    if isinstance(rbm.hidden, Gaussian) and isinstance(rbm.visible, Gaussian):
         return _log_partition_gaussian(rbm, beta)
-    use_hidden = hidden_discrete and (not visible_discrete or len(rbm.hidden.bias) <= len(rbm.visible.bias))
-    if use_hidden:
-        h = layer_states(rbm.hidden)
-        log_terms = -beta * rbm.hidden.self_energy(h) + rbm.visible.log_partition(rbm.visible_field(h), beta)
-    else:
-        log_terms = -rbm.free_energy(layer_states(rbm.visible), beta)
-    return torch.logsumexp(log_terms, 0)
+    return torch.logsumexp(state_log_weights(rbm, _layer_to_enumerate(rbm), beta), 0)
+
+
+def state_log_weights(rbm: RBM, layer: Literal["visible", "hidden"], beta: float = 1.0) -> Tensor:
+    """Log of the unnormalized marginal probability of every state of a layer [num_states], ordered as `layer_states`.
+
+    log sum or integral over the other layer of exp(-beta E(v, h)); its logsumexp is log Z. Where the states take more
+    than one block, autograd recomputes a block's products in the backward pass instead of keeping them: the parameters
+    must not change between the two passes.
+
+    Raises:
+        ValueError: as `layer_states`.
+    """
+
+    def of(states: Tensor) -> Tensor:
+        if layer == "visible":
+            return -rbm.free_energy(states, beta)
+        return -beta * rbm.hidden.self_energy(states) + rbm.visible.log_partition(rbm.visible_field(states), beta)
+
+    units = rbm.visible if layer == "visible" else rbm.hidden
+    width = max(rbm.weights.shape)
+    num_states = len(units.bias) if isinstance(units, OneHot) else 1 << min(len(units.bias), MAX_UNITS)
+    blocks = _state_blocks(units, width)
+    if torch.is_grad_enabled():
+        if num_states * width <= _BLOCK_ELEMENTS:
+            return torch.cat([of(states) for states in blocks])
+        return torch.cat([checkpoint(of, states, use_reentrant=False, preserve_rng_state=False) for states in blocks])
+    log_weights = rbm.weights.new_empty(num_states)
+    start = 0
+    for states in blocks:  # small results kept between large ones would hold the memory of all blocks
+        log_weights[start : start + len(states)] = of(states)
+        start += len(states)
+    return log_weights
+
+
+@torch.no_grad()
+def exact_samples(rbm: RBM, n: int, generator: torch.Generator) -> Tensor:
+    """Return n independent rows v [n, V] from p(v) itself: no chain, so no burn-in and no mixing enters.
+
+    The smaller discrete layer is drawn from its exact marginal over all states, computed in float64; when that is the
+    hidden one, v ~ p(v | h) follows.
+
+    Args:
+        rbm: with a one-hot layer, or a Bernoulli layer of at most MAX_UNITS units.
+        n: rows, at least 1.
+        generator: decides the draw; on the model's device.
+
+    Returns:
+        In the model's type and on its device.
+
+    Raises:
+        ValueError: on n < 1, or a model without such a layer.
+    """
+    if n < 1:
+        raise ValueError(f"n is {n}; draw at least one row")
+    layer = _layer_to_enumerate(rbm)
+    precise = in_float64(rbm)
+    cumulative = torch.softmax(state_log_weights(precise, layer), 0).cumsum(0)
+    uniform = torch.rand(n, generator=generator, dtype=torch.float64, device=cumulative.device) * cumulative[-1]
+    # Uniform numbers lie in [0, total): with right=True a state of probability 0 is never chosen.
+    indices = torch.searchsorted(cumulative, uniform, right=True).clamp(max=len(cumulative) - 1)
+    states = _states_at(precise.visible if layer == "visible" else precise.hidden, indices)
+    if layer == "hidden":
+        total = precise.visible.bias + precise.visible_field(states)
+        states = precise.visible.sample_(total, None, generator)
+    return states.to(rbm.weights.dtype)
+
+
+def in_float64(rbm: RBM) -> RBM:
+    """Return the model itself when it is in float64, else a float64 copy."""
+    return rbm if rbm.weights.dtype == torch.float64 else copy.deepcopy(rbm).double()
+
+
+def _states_at(units: Units, indices: Tensor) -> Tensor:
+    """The rows of `layer_states` at `indices` [n]: [n, size]."""
+    size = len(units.bias)
+    if isinstance(units, OneHot):
+        return torch.nn.functional.one_hot(indices, size).to(units.bias.dtype)
+    shifts = torch.arange(size - 1, -1, -1, device=indices.device)
+    return ((indices[:, None] >> shifts) & 1).to(units.bias.dtype)
+
+
+def _layer_to_enumerate(rbm: RBM) -> Literal["visible", "hidden"]:
+    """The discrete layer with fewer states; when both have too many to enumerate, the one `layer_states` refuses."""
+    if isinstance(rbm.visible, Gaussian):
+        return "hidden"
+    if isinstance(rbm.hidden, Gaussian):
+        return "visible"
+    return "hidden" if _log2_states(rbm.hidden) <= _log2_states(rbm.visible) else "visible"
+
+
+def _log2_states(units: Units) -> float:
+    return math.log2(len(units.bias)) if isinstance(units, OneHot) else float(len(units.bias))
 
 
 def _log_partition_gaussian(rbm: RBM, beta: float) -> Tensor:

@@ -18,7 +18,8 @@ def initialize_rbm(config: RBMConfig, data: Tensor, seed: int, device: torch.dev
     """An RBM on `device` with data-driven starting values.
 
     Weights ~ N(0, 2 / (V + H)); hidden biases 0. Gaussian visible units: bias = mean, standard deviation =
-    initial_std * sd of the data (at least min_std). Bernoulli: bias = logit(mean); one-hot: bias = log(mean).
+    initial_std sqrt((1 - f) Var + f) with the data's variance and f = initial_smoothing (at least min_std). Bernoulli:
+    bias = logit(mean); one-hot: bias = log(mean).
     Centered layers: visible offset = data mean, hidden offset = mean of E[h | v] on (the first 4096 rows of) the data.
 
     Args:
@@ -36,7 +37,10 @@ def initialize_rbm(config: RBMConfig, data: Tensor, seed: int, device: torch.dev
     rbm.weights.copy_(noise * math.sqrt(2 / (config.num_visible + config.num_hidden)))
     mean = data.double().mean(0)
     if isinstance(rbm.visible, Gaussian):
-        std = (config.initial_std * data.double().std(0)).clamp(min=config.min_std)
+        variance = data.double().var(0).lerp(torch.ones((), dtype=torch.float64), config.initial_smoothing)
+        std = (config.initial_std * variance.sqrt()).clamp(min=config.min_std)
+        if config.fixed_std is not None:
+            std = torch.full_like(std, config.fixed_std)
         rbm.visible.bias.copy_(mean)
         rbm.visible.log_variance.copy_(2 * std.log())
     elif config.visible_units == "bernoulli":

@@ -12,15 +12,17 @@ import torch
 from torch import Tensor
 
 from pipeline.comm import Comm, ExactSum, PendingGather, split_rows
-from pipeline.config import Phase, PowerLaw, RBMConfig, RunConfig, SamplerConfig
+from pipeline.config import NaturalGradientConfig, Phase, PowerLaw, RBMConfig, RunConfig, SamplerConfig
+from pipeline.critics.build import CriticSizes, build_critic
 from pipeline.critics.critic import Critic
 from pipeline.critics.memory import Memory
-from pipeline.critics.neighbors import BACKENDS, NeighborCritic, choose_backend
 from pipeline.data.batches import Batches
 from pipeline.models.initialize import initialize_rbm
 from pipeline.models.rbm import Couplings, Hidden
+from pipeline.natural_gradient import natural_step
 from pipeline.optimizers import build_optimizer, load_optimizer_state, optimizer_state, set_learning_rate
 from pipeline.samplers.driven import DrivenGibbs, GammaProcess, plain_gibbs
+from pipeline.samplers.exchange import ExchangeGibbs, geometric_betas
 from pipeline.samplers.gibbs import ChainState
 from pipeline.samplers.protocols import WideStart
 from pipeline.schedules import learning_rate
@@ -46,7 +48,7 @@ class BeamObjective:
         """Build the model from data and start the chains.
 
         Args:
-            config: with an RBMConfig, a SamplerConfig and, when a phase has gamma < 1, a CriticConfig.
+            config: with an RBMConfig, a SamplerConfig and, when a phase has gamma < 1, a critic's.
             train: training rows [N, V], whitened; the same on all workers.
             heldout: held-out rows [n, V] for the monitors.
             comm: this worker's group; its device is the model's.
@@ -58,22 +60,30 @@ class BeamObjective:
         train = train.to(comm.device)
         self.batches = Batches(train, config.data.batch_size, config.seed, self.sampler_config.num_blocks)
         self.rbm = initialize_rbm(config.model, train, config.seed, comm.device)
-        self.optimizer = build_optimizer(self.rbm, config.optimizer, maximize=True)
+        natural = isinstance(config.optimizer, NaturalGradientConfig)
+        self.optimizer = None if natural else build_optimizer(self.rbm, config.optimizer, maximize=True)
+        """None for the natural gradient, which has no state."""
         s = self.sampler_config
-        self.sampler = DrivenGibbs(GammaProcess(s.beta_std, s.beta_momentum), s.gibbs_steps, s.min_beta)
+        self.sampler: DrivenGibbs | ExchangeGibbs = DrivenGibbs(
+            GammaProcess(s.beta_std, s.beta_momentum), s.gibbs_steps, s.min_beta
+        )
+        if s.num_temperatures > 1:
+            self.sampler = ExchangeGibbs(geometric_betas(s.num_temperatures, s.lowest_beta), s.gibbs_steps)
         self.statistics_sampler = plain_gibbs(s.statistics_sweeps)
         self.wide_start = WideStart.of(train)
         self.monitors = Monitors(config.evaluation, train, heldout.to(comm.device))
 
         self.block_chains = split_rows(s.num_chains, s.num_blocks)
+        self.block_replicas = [rows * s.num_temperatures for rows in self.block_chains]
+        """Rows of chain states of each block: its chains and, with replica exchange, their hotter replicas."""
         self.blocks = comm.my_blocks(s.num_blocks)
         self.generators = [stream(config.seed, "chains", b, device=comm.device) for b in self.blocks]
         self.chains = [self._start_block(b, g) for b, g in zip(self.blocks, self.generators)]
         self.memory: Memory | None = None
         self._next_memory: tuple[PendingGather, PendingGather, int] | None = None
         self.feature = config.critic.feature if config.critic else "hidden_mean"
-        self.backend = self._choose_critic()
-        """Name of the critic's search; saved, since two backends may break ties differently."""
+        self.critic = self._build_critic()
+        """None when no phase has an adversary."""
 
         shapes = {name: p.shape for name, p in self.rbm.named_parameters()}
         scalars = ("beta", "beta_square")
@@ -119,6 +129,8 @@ class BeamObjective:
         blocks = [self._block(step, i, couplings, gamma) for i in range(len(self.blocks))]
         memory = self._take_memory() if gamma < 1 else None  # its gather ran during the sweeps
         if memory is not None:
+            assert self.critic is not None
+            self.critic.observe(memory, step)
             blocks = [self._scored(block, number, memory) for block, number in zip(blocks, self.blocks)]
         mean_score = self._mean_score(blocks) if memory is not None else 0.0
 
@@ -126,7 +138,7 @@ class BeamObjective:
         for block, chains in zip(blocks, self.chains):
             # before there is a memory, the step is plain PCD
             self.sums.add_(ascent_direction(self.rbm, block, gamma if memory is not None else 1.0, mean_score, counts))
-            beta = chains.beta.double()
+            beta = self._at_one(chains).beta.double()
             self.sums.add_(
                 {
                     "hidden_mean": block.data_hidden.states.sum(0) / counts.data,
@@ -147,15 +159,14 @@ class BeamObjective:
             **({} if memory is None else {"score_particles": mean_score}),
         }
         if measure:
-            critic = self._critic_on() if memory is not None else None
-            report |= self.measurements.take(self.rbm, blocks, mean_score, counts, critic, memory, self.comm)
-        self._update(sums, rate)
+            report |= self.measurements.take(self.rbm, blocks, mean_score, counts, self.critic, memory, self.comm)
+        self._update(sums, rate, step, blocks)
         if gamma < 1:
             self._remember(step, blocks)
         return report
 
     def _start_block(self, block: int, generator: torch.Generator) -> ChainState:
-        rows = self.block_chains[block]
+        rows = self.block_replicas[block]
         if self.sampler_config.initial_chains == "data":
             picks = torch.randint(len(self.batches.rows), (rows,), generator=generator, device=self.comm.device)
             visible = self.batches.rows[picks]
@@ -163,7 +174,13 @@ class BeamObjective:
             chains = ChainState(visible, visible.new_zeros(rows, self.rbm.config.num_hidden), ones)
         else:
             chains = self.wide_start.draw(self.rbm, rows, generator)
+        if isinstance(self.sampler, ExchangeGibbs):
+            return self.sampler.at_temperatures(chains)
         return chains._replace(beta=self.sampler.process.stationary(chains.beta, generator))
+
+    def _at_one(self, chains: ChainState) -> ChainState:
+        """The chains that give statistics: all driven ones, or the coldest replicas."""
+        return self.sampler.coldest(chains) if isinstance(self.sampler, ExchangeGibbs) else chains
 
     def _block(self, step: int, i: int, couplings: Couplings, gamma: float) -> Block:
         """Sweep this worker's i-th block of chains and collect its rows of this step."""
@@ -171,7 +188,8 @@ class BeamObjective:
         data = self.batches.block(step, block)
         data_hidden = self.rbm.hidden_statistics(data)
         self.chains[i] = self.sampler.run(self.rbm, self.chains[i], generator, couplings)
-        visible = self.statistics_sampler.run(self.rbm, self.chains[i], generator, couplings).visible
+        chains = self._at_one(self.chains[i])
+        visible = self.statistics_sampler.run(self.rbm, chains, generator, couplings).visible
         hidden = self.rbm.hidden_statistics(visible)
         if self.feature == "hidden_sample" and gamma < 1:
             hidden = Hidden(self._sample_hidden(visible, generator), None)
@@ -184,8 +202,9 @@ class BeamObjective:
 
     def _scored(self, block: Block, number: int, memory: Memory) -> Block:
         """The block with T of its particles."""
+        assert self.critic is not None
         first = sum(self.block_chains[:number])
-        return block._replace(scores=self._critic_on().score(block.particles.features, memory, first))
+        return block._replace(scores=self.critic.score(block.particles.features, memory, first))
 
     def _sample_hidden(self, visible: Tensor, generator: torch.Generator) -> Tensor:
         return self.rbm.hidden.sample_(self.rbm.hidden.bias + self.rbm.hidden_field(visible), None, generator)
@@ -196,34 +215,36 @@ class BeamObjective:
         local = torch.cat(mine) if mine else self.rbm.weights.new_zeros(0)
         return float(self.comm.gather(local, self.comm.rows_per_rank(self.block_chains)).double().mean())
 
-    def _choose_critic(self) -> str | None:
-        """The search backend of this run's critic; None when no phase has an adversary."""
-        critic, chains = self.config.critic, self.sampler_config.num_chains
+    def _build_critic(self) -> Critic | None:
         phases = self.config.schedules
-        if critic is None or min(phases.likelihood.gamma, phases.adversarial.gamma) == 1:
+        if self.config.critic is None or min(phases.likelihood.gamma, phases.adversarial.gamma) == 1:
             return None
-        smallest = chains + self.batches.size(self.batches.steps_per_epoch - 1)
-        if critic.num_neighbors + critic.exclude_own_chain > smallest:
-            raise ValueError(
-                f"critic.num_neighbors = {critic.num_neighbors}: the memory holds {smallest} rows after the smallest batch;"
-                " lower it"
-            )
-        width = self.rbm.config.num_visible if self.feature == "visible" else self.rbm.config.num_hidden
-        rows = chains + self.config.data.batch_size
-        return choose_backend(critic, max(1, self.block_chains[0]), rows, width, self.comm)
+        sizes = CriticSizes(
+            queries=max(1, self.block_chains[0]),
+            particles=self.sampler_config.num_chains,
+            data=self.config.data.batch_size,
+            smallest_data=self.batches.size(self.batches.steps_per_epoch - 1),
+            features=self._feature_size(),
+        )
+        return build_critic(self.config.critic, sizes, self.config.seed, self.comm, self.rbm.weights.dtype)
 
-    def _critic_on(self) -> Critic:
-        assert self.config.critic is not None and self.backend is not None
-        return NeighborCritic(self.config.critic, BACKENDS[self.backend])
+    def _feature_size(self) -> int:
+        return self.rbm.config.num_visible if self.feature == "visible" else self.rbm.config.num_hidden
 
-    def _update(self, sums: dict[str, Tensor], rate: float) -> None:
+    def _update(self, sums: dict[str, Tensor], rate: float, step: int, blocks: list[Block]) -> None:
         """The optimizer's step along the ascent direction, the clamp of scales, the hidden offsets."""
-        for name, parameter in self.rbm.named_parameters():
-            parameter.grad = sums[name].to(parameter.dtype)
-        set_learning_rate(self.optimizer, rate)
-        self.optimizer.step()
+        if self.rbm.config.fixed_std is not None:
+            sums["visible.log_variance"].zero_()
+        if self.optimizer is None:
+            self._natural_update(sums, rate, step, blocks)
+        else:
+            for name, parameter in self.rbm.named_parameters():
+                parameter.grad = sums[name].to(parameter.dtype)
+            set_learning_rate(self.optimizer, rate)
+            self.optimizer.step()
         model = self.rbm.config
-        self.rbm.visible.clamp_(model.min_std)
+        if model.fixed_std is None:
+            self.rbm.visible.clamp_(model.min_std)
         self.rbm.hidden.clamp_(model.min_std)
         if model.center_hidden:
             new = self.rbm.hidden.offset.lerp(
@@ -231,12 +252,27 @@ class BeamObjective:
             )
             self.rbm.move_hidden_offset_(new)
 
+    def _natural_update(self, sums: dict[str, Tensor], rate: float, step: int, blocks: list[Block]) -> None:
+        """A natural-gradient step; every worker computes it from the rows of all, in the order of blocks."""
+        assert isinstance(self.config.optimizer, NaturalGradientConfig)
+        empty = self.rbm.weights.new_zeros(0, self.rbm.config.num_visible)
+        data, particles = (
+            self.comm.gather(torch.cat(rows or [empty]), self.comm.rows_per_rank(block_rows))
+            for rows, block_rows in (
+                ([block.data for block in blocks], self.batches.block_rows(step)),
+                ([block.particles.visible for block in blocks], self.block_chains),
+            )
+        )
+        frozen = frozenset() if self.rbm.config.fixed_std is None else frozenset({"visible.log_variance"})
+        change = natural_step(self.rbm, sums, data, particles, self.config.optimizer, rate, frozen)
+        for name, parameter in self.rbm.named_parameters():
+            parameter.add_(change[name].to(parameter.dtype))
+
     # --- memory -------------------------------------------------------------------------------------------------------
 
     def _remember(self, step: int, blocks: list[Block]) -> None:
         """Start gathering this step's features; the next step's sweeps run meanwhile."""
-        width = self.rbm.config.num_visible if self.feature == "visible" else self.rbm.config.num_hidden
-        empty = self.rbm.weights.new_zeros(0, width)
+        empty = self.rbm.weights.new_zeros(0, self._feature_size())
         self._next_memory = (
             self.comm.gather_async(
                 torch.cat([block.data_features for block in blocks] or [empty]),
@@ -261,26 +297,29 @@ class BeamObjective:
 
     def evaluate(self, step: int) -> Evaluation:
         """Held-out monitors by the fixed protocols, and the same distances for the persistent chains under own names."""
-        chains = self._gathered_chains() if step > 0 else None  # no hidden state has been drawn before the first step
+        # no hidden state has been drawn before the first step
+        chains = self._gathered_chains(self.block_chains) if step > 0 else None
         return self.monitors.measure(self.rbm, self.wide_start, chains, self.comm)
 
-    def _gathered_chains(self) -> ChainState:
-        per_rank = self.comm.rows_per_rank(self.block_chains)
+    def _gathered_chains(self, block_rows: list[int]) -> ChainState:
+        """The first block_rows[b] rows of every block's chain states: all replicas, or those at beta = 1."""
+        per_rank = self.comm.rows_per_rank(block_rows)
         like = self.rbm.weights
         empty = ChainState(*(like.new_zeros(0, n) for n in (*like.shape, 1)))
-        columns = [torch.cat(parts) for parts in zip(*(self.chains or [empty]))]
+        mine = [ChainState(*(c[: block_rows[b]] for c in chains)) for b, chains in zip(self.blocks, self.chains)]
+        columns = [torch.cat(parts) for parts in zip(*(mine or [empty]))]
         return ChainState(*(self.comm.gather(c, per_rank) for c in columns))
 
     def state(self) -> dict[str, Tensor]:
         """See Objective.state."""
-        chains = self._gathered_chains()
+        chains = self._gathered_chains(self.block_replicas)
         generators = [g.get_state() for g in self.generators]
         width = stream(0, "size", device=self.comm.device).get_state().numel()
         mine = torch.stack(generators) if generators else torch.zeros(0, width, dtype=torch.uint8)
         per_rank = self.comm.rows_per_rank([1] * self.sampler_config.num_blocks)
         state = {
             **{f"model.{k}": v for k, v in self.rbm.state_dict().items()},
-            **{f"optimizer.{k}": v for k, v in optimizer_state(self.optimizer, self.rbm).items()},
+            **{f"optimizer.{k}": v for k, v in self._optimizer_state().items()},
             **{f"chains.{k}": v for k, v in chains._asdict().items()},
             "generators": self.comm.gather(mine.to(self.comm.device), per_rank),
         }
@@ -290,9 +329,12 @@ class BeamObjective:
             assert self.comm.same(int.from_bytes(digest[:7], "little")), "the memory differs between workers"
             state["memory.features"] = memory.features
             state["memory.num_data"] = torch.tensor(memory.num_data)
-        if self.backend is not None:
-            state["critic.backend"] = torch.tensor(list(BACKENDS).index(self.backend))
+        if self.critic is not None:
+            state |= {f"critic.{k}": v for k, v in self.critic.state().items()}
         return {name: value.detach().cpu().clone() for name, value in state.items()}
+
+    def _optimizer_state(self) -> dict[str, Tensor]:
+        return {} if self.optimizer is None else optimizer_state(self.optimizer, self.rbm)
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """See Objective.load_state."""
@@ -307,13 +349,23 @@ class BeamObjective:
             )
         self.rbm.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
         optimizer = {k.removeprefix("optimizer."): v for k, v in state.items() if k.startswith("optimizer.")}
-        load_optimizer_state(self.optimizer, self.rbm, optimizer)
-        columns = [state[f"chains.{name}"].to(self.comm.device).split(self.block_chains) for name in ChainState._fields]
+        if self.optimizer is not None:
+            load_optimizer_state(self.optimizer, self.rbm, optimizer)
+        columns = [
+            state[f"chains.{name}"].to(self.comm.device).split(self.block_replicas) for name in ChainState._fields
+        ]
         self.chains = [ChainState(*(column[b].clone() for column in columns)) for b in self.blocks]
         for generator, block in zip(self.generators, self.blocks):
             generator.set_state(state["generators"][block].clone())
-        if "critic.backend" in state:
-            self.backend = list(BACKENDS)[int(state["critic.backend"])]
+        if self.critic is not None:
+            saved = {k.removeprefix("critic."): v for k, v in state.items() if k.startswith("critic.")}
+            self.critic.load_state(saved)
+            # before the first memory a run may go on with another critic: it has learned nothing yet
+            if "memory.features" in state and self.critic.state().keys() != saved.keys():
+                raise ValueError(
+                    "the checkpoint's critic does not fit this run: start from one before the adversary, or use the same "
+                    "kind of critic"
+                )
         self._next_memory, self.memory = None, None
         if "memory.features" in state:
             self.memory = Memory(state["memory.features"].to(self.comm.device), int(state["memory.num_data"]))

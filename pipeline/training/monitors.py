@@ -1,4 +1,4 @@
-"""Held-out monitors of a BEAM: how far samples by the fixed protocols are from held-out rows.
+"""Held-out monitors: how far samples are from held-out rows; of a BEAM by the fixed protocols, of a GAN its own samples.
 
 All comparisons use E[v | h] of the last sweep (what a picture shows) or, as evaluation.samples says, v with its noise (what
 a density has); equal numbers of data and model rows, and one seed. KL divergences are per dimension (nats / V), per
@@ -47,24 +47,33 @@ class Monitors:
             drawn.visible if noisy else drawn.visible_mean
             for drawn in (draw_samples(rbm, start, protocol, count, SEED, comm) for protocol in (DRIVEN, FRESH))
         )
-        scores = score_latents(self.space, self.heldout, driven)
         persistent = {}
         if chains is not None:
             rows = chains.visible if noisy else rbm.visible_mean(chains.hidden)
             persistent = self._divergences("persistent_", rows[:count])
         fresh_frechet = frechet_distance(project(self.space, self.heldout), project(self.space, fresh))
         metrics = {
-            **self._divergences("", driven),
-            "frechet_latent": scores.frechet,
-            "precision": scores.precision,
-            "recall": scores.recall,
-            "duplicates": scores.duplicates,
-            "variance_ratio": scores.variance_ratio,
+            **self.compare(driven),
             **self._divergences("fresh_", fresh),
             "fresh_frechet_latent": fresh_frechet,
             **persistent,
         }
         return Evaluation(metrics, driven[:NUM_SHOWN])
+
+    def compare(self, samples: Tensor) -> dict[str, float]:
+        """The monitors of samples of any model: as many rows [n, V] as are held out.
+
+        Keys: kl_forward, kl_reverse, kl_sum, frechet_latent, precision, recall, duplicates, variance_ratio.
+        """
+        scores = score_latents(self.space, self.heldout, samples)
+        return {
+            **self._divergences("", samples),
+            "frechet_latent": scores.frechet,
+            "precision": scores.precision,
+            "recall": scores.recall,
+            "duplicates": scores.duplicates,
+            "variance_ratio": scores.variance_ratio,
+        }
 
     def _divergences(self, prefix: str, samples: Tensor) -> dict[str, float]:
         if not bool(torch.isfinite(samples).all()):

@@ -22,8 +22,8 @@ GRACE_SECONDS = 2.0
 """After a first failure, how long the other ranks may take to report theirs (the first seen need not be the cause)."""
 
 _context = multiprocessing.get_context("forkserver")
-# torch._dynamo takes seconds to import, and every optimizer imports it
-_context.set_forkserver_preload(["torch", "torch.distributed", "torch._dynamo"])
+# torch._dynamo takes seconds to import, and every optimizer imports it; the forest critic's scikit-learn takes one
+_context.set_forkserver_preload(["torch", "torch.distributed", "torch._dynamo", "sklearn.ensemble"])
 
 
 class GroupFailure(AssertionError):

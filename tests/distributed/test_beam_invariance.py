@@ -10,10 +10,13 @@ from torch import Tensor
 
 from pipeline.comm import Comm
 from pipeline.config import (
+    AnyCriticConfig,
     CheckpointConfig,
     CriticConfig,
     DataConfig,
     EvaluationConfig,
+    ForestCriticConfig,
+    NetworkCriticConfig,
     Phase,
     PowerLaw,
     RBMConfig,
@@ -40,6 +43,20 @@ def tiny(visible: str = "gaussian", **critic: object) -> RunConfig:
         evaluation=EvaluationConfig(num_rows=19, num_components=5),
         checkpoint=CheckpointConfig(),
     )
+
+
+def fitted(critic: AnyCriticConfig, visible: str = "gaussian") -> RunConfig:
+    """The tiny run with a critic that learns."""
+    return dataclasses.replace(tiny(visible), critic=critic)
+
+
+FITTED = {
+    "forest": fitted(ForestCriticConfig(num_trees=5, min_leaf=2)),
+    "network": fitted(NetworkCriticConfig(hidden=(9, 5), learning_rate=0.01)),
+    "network-sampled-log": fitted(
+        NetworkCriticConfig(hidden=(), feature="hidden_sample", form="log", updates=1), "bernoulli"
+    ),
+}
 
 
 def face_sized() -> RunConfig:
@@ -100,6 +117,34 @@ def test_bits_do_not_depend_on_the_number_of_workers(config: RunConfig) -> None:
     for world_size in (2, 3, 4, 5):  # the fifth has no block
         for rank, result in enumerate(run_group(run, world_size, config, 0, 20, None)):
             assert_equal(result, reference, f"rank {rank} of {world_size}")
+
+
+@pytest.mark.parametrize("config", FITTED.values(), ids=FITTED)
+def test_critics_that_learn_are_the_same_on_any_number_of_workers(config: RunConfig) -> None:
+    """Also from a checkpoint of two workers, when there is a memory that nobody has learned from, or much was learned."""
+    (reference,) = run_group(run, 1, config, 0, 20, None)
+    scores = [report["score_particles"] for report in reference["reports"] if "score_particles" in report]
+    assert len(scores) == 9 and len(set(scores)) > 7, "the critic scores at each step but the first with an adversary"
+    for world_size in (2, 3):
+        for rank, result in enumerate(run_group(run, world_size, config, 0, 20, None)):
+            assert_equal(result, reference, f"rank {rank} of {world_size}")
+    for half in (11, 15):
+        state = run_group(run, 2, config, 0, half, None, False)[0]["state"]
+        for rank, result in enumerate(run_group(run, 3, config, half, 20, state)):
+            assert_equal(result, reference, f"rank {rank} of 3 from step {half}")
+
+
+def test_a_run_goes_on_with_another_critic_before_the_adversary_only() -> None:
+    """From one checkpoint of the likelihood phase the critics are compared (Fig. 10)."""
+    states = {half: run(FITTED["network"], 0, half, None, False)["state"] for half in (10, 11, 15)}
+    for config in (tiny(search="torch"), FITTED["forest"]):
+        run(config, 10, 20, states[10], False)
+        for half in (11, 15):
+            with pytest.raises(ValueError, match="the checkpoint's critic does not fit this run"):
+                run(config, half, 20, states[half], False)
+    state = run(tiny(search="torch"), 0, 10, None, False)["state"]
+    other, own = (run(FITTED["network"], 10, 20, s, False)["state"] for s in (state, states[10]))
+    assert all(torch.equal(value, other[name]) for name, value in own.items())
 
 
 @pytest.mark.parametrize("half", [7, 15])

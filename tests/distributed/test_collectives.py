@@ -104,3 +104,15 @@ def _shares(num_rows: int) -> list[int]:
 
 def test_all_ranks_know_all_shares() -> None:
     assert run_group(_shares, 3, 10) == [[6, 2, 2]] * 3
+
+
+def _copy() -> Tensor:
+    comm = Comm.current()
+    values = torch.full((3,), float(comm.rank))
+    assert comm.copy_from_first_(values) is values
+    return values
+
+
+@WORLDS
+def test_a_copy_from_the_first_is_on_every_rank(world_size: int) -> None:
+    assert all(torch.equal(values, torch.zeros(3)) for values in run_group(_copy, world_size))

@@ -14,6 +14,8 @@ from pipeline.config import (
     CriticConfig,
     DataConfig,
     EvaluationConfig,
+    ForestCriticConfig,
+    NetworkCriticConfig,
     OptimizerConfig,
     Phase,
     PowerLaw,
@@ -49,8 +51,12 @@ AUTOENCODER = RunConfig(
     schedules=Schedules(likelihood=Phase(epochs=3, learning_rate=Cosine())),
 )
 LIKELIHOOD_ONLY = RunConfig("pcd", critic=None, schedules=Schedules(adversarial=Phase(updates=0)))
+FOREST = RunConfig("forest", critic=ForestCriticConfig(num_trees=7, max_depth=3, feature="visible", form="log"))
+NETWORK = RunConfig("network", critic=NetworkCriticConfig(hidden=(64, 16), learning_rate=0.01, updates=2, sign=-1))
 EVERY_CONFIG = pytest.mark.parametrize(
-    "config", [RunConfig("default"), BEAM, AUTOENCODER, LIKELIHOOD_ONLY], ids=lambda config: config.name
+    "config",
+    [RunConfig("default"), BEAM, AUTOENCODER, LIKELIHOOD_ONLY, FOREST, NETWORK],
+    ids=lambda config: config.name,
 )
 
 
@@ -76,7 +82,7 @@ def test_an_override_changes_its_key_alone() -> None:
         "critic.num_neighbors": 10,
         "schedules.adversarial.learning_rate.initial": 1e-3,
     }
-    assert BEAM.critic is not None and BEAM.critic.num_neighbors == 3
+    assert isinstance(BEAM.critic, CriticConfig) and BEAM.critic.num_neighbors == 3
 
 
 @pytest.mark.parametrize(("text", "value"), [("null", None), ("None", None), ("100", 100)])
@@ -205,6 +211,63 @@ def test_an_unknown_version_is_refused(version: Any) -> None:
     without = {key: value for key, value in BEAM.to_dict().items() if key != "config_version"}
     with pytest.raises(ConfigError, match="config_version"):
         RunConfig.from_dict(without)
+
+
+OLD_CRITIC = {
+    "weighting": "uniform",
+    "num_neighbors": 3,
+    "epsilon": 0.1,
+    "form": "log",
+    "min_probability": 0.05,
+    "feature": "visible",
+    "search": "auto",
+    "exclude_own_chain": True,
+    "sign": 1,
+}
+"""What configs held when there was one kind of critic."""
+
+
+def test_the_nearest_neighbor_critic_is_written_and_read_as_when_it_was_the_only_one() -> None:
+    """Hashes of settings name a sweep's folders and a chain's stages, so nothing may be added to an old run's."""
+    assert BEAM.to_dict()["critic"] == OLD_CRITIC
+    assert RunConfig.from_dict({**BEAM.to_dict(), "critic": OLD_CRITIC}) == BEAM
+    assert RunConfig.from_dict({**BEAM.to_dict(), "critic": {"kind": "CriticConfig", **OLD_CRITIC}}) == BEAM
+    with pytest.raises(ConfigError, match=r"unknown setting 'critic\.num_trees'"):
+        RunConfig.from_dict({**BEAM.to_dict(), "critic": {"num_trees": 7}})
+    with pytest.raises(
+        ConfigError, match=r"critic\.kind = 'Forest': must be CriticConfig or ForestCriticConfig or Net"
+    ):
+        RunConfig.from_dict({**BEAM.to_dict(), "critic": {"kind": "Forest"}})
+
+
+def test_the_other_critics_name_their_kind() -> None:
+    assert FOREST.to_dict()["critic"]["kind"] == "ForestCriticConfig"
+    assert (
+        NETWORK.to_dict()["critic"] | {"kind": "NetworkCriticConfig", "hidden": [64, 16]} == NETWORK.to_dict()["critic"]
+    )
+    assert NETWORK.override({"critic.hidden": "[8]"}).critic == dataclasses.replace(NETWORK.critic, hidden=(8,))  # type: ignore[type-var]
+    assert NETWORK.override({"critic.hidden": []}).critic == dataclasses.replace(NETWORK.critic, hidden=())  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize(
+    ("config", "key", "value"),
+    [
+        (FOREST, "critic.num_trees", 0),
+        (FOREST, "critic.max_depth", 0),
+        (FOREST, "critic.min_leaf", 0),
+        (FOREST, "critic.min_probability", 0.0),
+        (FOREST, "critic.sign", 0),
+        (NETWORK, "critic.hidden", [8, 0]),
+        (NETWORK, "critic.hidden", [8, 1.5]),
+        (NETWORK, "critic.hidden", 8),
+        (NETWORK, "critic.learning_rate", 0.0),
+        (NETWORK, "critic.updates", 0),
+        (NETWORK, "critic.form", "cubic"),
+    ],
+)
+def test_a_critic_that_cannot_be_is_refused_by_its_name(config: RunConfig, key: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"{key}.*: must be "):
+        config.override({key: value})
 
 
 def test_an_rbm_needs_chains_and_an_adversary_a_critic() -> None:

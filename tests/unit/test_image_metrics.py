@@ -32,6 +32,19 @@ def exact_moments(seed: int, n: int, mean: torch.Tensor, covariance: torch.Tenso
 # --- principal space -------------------------------------------------------------------------------------------------
 
 
+def test_few_wide_rows_have_the_same_principal_space_by_their_products():
+    rows = normal(5, 13, 31) * torch.linspace(3, 1, 31)
+    by_columns, by_rows = images.fit_principal_space(rows, 7), images.fit_wide_principal_space(rows, 7)
+    torch.testing.assert_close(by_rows.mean, by_columns.mean)
+    torch.testing.assert_close(by_rows.components, by_columns.components)
+    low = images.fit_wide_principal_space(rows[:4].repeat(3, 1), 7)  # 4 different rows span 3 dimensions
+    assert low.components.shape == (31, 3)
+    with pytest.raises(ValueError, match="all equal"):
+        images.fit_wide_principal_space(rows[:1].repeat(5, 1), 2)
+    with pytest.raises(ValueError, match="between 1 and 4"):
+        images.fit_wide_principal_space(rows[:5], 5)
+
+
 def test_principal_space_finds_the_axes_in_order_with_fixed_signs():
     axes = torch.linalg.qr(normal(1, 7, 7)).Q
     variances = torch.tensor([13.0, 7.0, 3.0, 1.0, 0.5, 0.2, 0.1], dtype=torch.float64)

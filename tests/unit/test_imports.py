@@ -20,11 +20,11 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
         "pipeline.model_folder",
     ),
     "faiss": ("pipeline.critics.faiss_search",),
-    "sklearn": ("pipeline.critics.forest",),
+    "sklearn": ("pipeline.critics.forest", "data_prep.mnist"),
     "webdataset": ("pipeline.data.shards", "data_prep"),
     "torch.distributed": ("pipeline.comm",),
     "torch.nn.parallel": ("pipeline.training.gan", "pipeline.training.autoencoder"),
-    "matplotlib": ("pipeline.pictures", "pipeline.sweep_pictures"),
+    "matplotlib": ("pipeline.pictures", "pipeline.sweep_pictures", "pipeline.paper_pictures"),
     "cv2": ("pipeline.metrics.faces",),
 }
 """A package -> the modules (with all below them) that may import it; everybody else may not."""

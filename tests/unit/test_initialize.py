@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.config import RBMConfig
+from pipeline.comm import Comm
+from pipeline.config import RBMConfig, RunConfig, SamplerConfig
 from pipeline.models.initialize import initialize_rbm
 from pipeline.models.rbm import RBM
+from pipeline.training.beam import BeamObjective
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -139,3 +141,25 @@ def test_the_global_generator_is_left_alone() -> None:
 def test_a_wrong_number_of_columns_is_refused_with_the_right_one() -> None:
     with pytest.raises(ValueError, match=r"model\.num_visible = 8, but the data have 7 columns"):
         initialize_rbm(RBMConfig(8, 5), gaussian_data(), 0)
+
+
+def test_a_variance_of_its_own_is_smoothed_or_fixed():
+    data = torch.randn(500, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([0.0, 1.0, 2.0])
+    smooth = initialize_rbm(RBMConfig(3, 2, initial_std=0.5, initial_smoothing=0.01, min_std=1e-3), data, 0)
+    expected = 0.5 * (0.99 * data.var(0) + 0.01).sqrt()
+    torch.testing.assert_close(smooth.visible.variance().sqrt(), expected)
+    fixed = initialize_rbm(RBMConfig(3, 2, fixed_std=0.07), data, 0)
+    torch.testing.assert_close(fixed.visible.variance().sqrt(), torch.full((3,), 0.07))
+
+
+def test_a_fixed_variance_stays():
+    data = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
+    sampler = SamplerConfig(num_chains=8, gibbs_steps=1)
+    config = RunConfig("fixed", model=RBMConfig(3, 2, fixed_std=0.07), sampler=sampler)
+    objective = BeamObjective(config, data, data, Comm())
+    before = {name: p.clone() for name, p in objective.rbm.named_parameters()}
+    for step in range(3):
+        objective.step(step, measure=False)
+    after = dict(objective.rbm.named_parameters())
+    assert torch.equal(after["visible.log_variance"], before["visible.log_variance"])
+    assert not torch.equal(after["weights"], before["weights"])

@@ -1,0 +1,128 @@
+"""`python -m jobs.paper` runs the paper's experiments and says, claim by claim, what holds; `make paper`.
+
+Each experiment writes docs/results/<name>.json when it is done, and a later run skips it; trainings go on from their
+checkpoints. The page is runs/paper/index.html, and its text docs/paper.md. With --quick everything is of toy size, for CI:
+all code paths, figures that mean nothing, and nothing under docs/ is touched.
+"""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_prep.mnist import IDXError, write_digits, write_mnist
+from jobs.paper import digit_experiments, divergences, faces, geometry, mixing, mixtures, research
+from jobs.paper.claims import judge
+from jobs.paper.experiments import Experiment, Plan, read_record, run_experiment
+from jobs.paper.page import write_markdown, write_page
+from jobs.paper.units import UnitFailed, start_pool
+from pipeline.data.shards import ShardError
+from pipeline.provenance import project_root
+
+EXPERIMENTS: tuple[Experiment, ...] = (
+    divergences.EXPERIMENT,
+    mixing.EXPERIMENT,
+    *mixtures.EXPERIMENTS,
+    geometry.EXPERIMENT,
+    research.EXPERIMENT,
+    *digit_experiments.EXPERIMENTS,
+    *faces.EXPERIMENTS,
+)
+"""Cheapest first."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run it; returns the exit status: 0 done, 1 an experiment failed, 2 a user's error, 130 interrupted."""
+    args = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    names = [experiment.name for experiment in EXPERIMENTS]
+    if args.list:
+        for experiment in EXPERIMENTS:
+            print(f"{experiment.name:20s} {experiment.figure:22s} {experiment.title}")
+        return 0
+    unknown = [name for name in (*args.only, *args.redo) if name not in names]
+    if unknown:
+        return _fail(f"no experiment {unknown[0]!r}; there are {', '.join(names)}")
+    if args.processes < 1:
+        return _fail(f"--processes {args.processes}: at least 1")
+    runs = (args.runs / ("paper-quick" if args.quick else "paper")).resolve()
+    results = runs / "results" if args.quick else project_root() / "docs" / "results"
+    results.mkdir(parents=True, exist_ok=True)
+    try:
+        plan = _plan(args)
+    except (IDXError, ShardError, ValueError, OSError) as error:
+        return _fail(str(error))
+    status = 0
+    with start_pool(args.processes) as pool:
+        for experiment in EXPERIMENTS:
+            if args.only and experiment.name not in args.only:
+                continue
+            record = results / f"{experiment.name}.json"
+            if experiment.name in args.redo:
+                record.unlink(missing_ok=True)
+            try:
+                ran = run_experiment(experiment, plan, runs, results, args.cache.resolve(), pool)
+            except KeyboardInterrupt:
+                print("stopped; the same command goes on from here", file=sys.stderr)
+                return 130
+            except UnitFailed as error:
+                print(f"{experiment.name}: {error}", file=sys.stderr)
+                status = 1
+                continue
+            state = "done" if ran else "there already" if record.exists() else f"not run: {experiment.missing}"
+            print(f"{experiment.name}: {state}")
+    records = {name: read_record(results / f"{name}.json") for name in names}
+    records = {name: record for name, record in records.items() if record}
+    verdicts = judge(records)
+    homes = {experiment.name: runs / (experiment.home or experiment.name) for experiment in EXPERIMENTS}
+    page = write_page(runs / "index.html", records, verdicts, homes, args.quick)
+    text = write_markdown(runs / "paper.md" if args.quick else project_root() / "docs" / "paper.md", records, verdicts)
+    for verdict in verdicts:
+        print(f"{verdict.number:>3}  {verdict.verdict:28s} {verdict.claim}")
+    print(f"page: {page}\ntext: {text}")
+    return status
+
+
+def _plan(args: argparse.Namespace) -> Plan:
+    """Prepare the digits: MNIST where it is, else the embedded 8x8 ones; find the faces."""
+    mnist = args.mnist or (Path(os.environ["MNIST"]) if os.environ.get("MNIST") else None)
+    cache = args.cache.resolve() / "paper"
+    if args.quick or mnist is None:
+        if not args.quick:
+            print("no MNIST given (--mnist, or MNIST in the environment): real 8x8 digits stand in")
+        folders = (cache / "digits", cache / "digits-binary")
+        write_digits(folders[0])
+        write_digits(folders[1], binary=True)
+    else:
+        folders = (cache / "mnist", cache / "mnist-binary")
+        write_mnist(mnist, folders[0])
+        write_mnist(mnist, folders[1], binary=True)
+    run = args.faces or args.runs / "celeba-celeba_beam"
+    return Plan(args.quick, *folders, None if args.quick else faces.find_faces(run, args.cache))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m jobs.paper", description="the paper, experiment by experiment")
+    parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="these experiments (default: all)")
+    parser.add_argument("--redo", nargs="*", default=[], metavar="NAME", help="forget these results and run again")
+    parser.add_argument("--quick", action="store_true", help="toy sizes: all code paths in minutes")
+    parser.add_argument("--list", action="store_true", help="name the experiments and stop")
+    parser.add_argument(
+        "--mnist", type=Path, help="folder of MNIST's four IDX files (default: MNIST in the environment)"
+    )
+    parser.add_argument("--faces", type=Path, help="run folder of a finished `make celeba-train CELEBA=...`")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="units at a time, one thread each")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where trainings lie (default: runs)")
+    parser.add_argument("--cache", type=Path, default=Path("cache"), help="where prepared data lie (default: cache)")
+    return parser
+
+
+def _fail(message: str) -> int:
+    print(message, file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

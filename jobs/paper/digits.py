@@ -1,0 +1,151 @@
+"""Fig. 5, 6, 9 to 12 and Table II: MNIST, continuous and binary. From one likelihood checkpoint every second phase starts.
+
+Two readings of Table II, `literal` (mnist_beam_paper) and `recommended` (mnist_beam). Their second phases, from the *same*
+checkpoint: `beam`; `control`, the likelihood alone at the adversary's learning rate, without which the fall after the switch
+is mostly the lower rate; `keep`, the likelihood with its own rate going on; `flipped`, the critic's sign turned around.
+
+1 000 rows of the model against 1 000 test rows; kNN KL per dimension, k = 5. Protocols: `fresh` and `driven` are those of
+pipeline/samplers/protocols.py; `persistent` is the training chains, 10 snapshots 100 sweeps of the training sampler apart.
+`noisy` is v, `mean` is E[v | h]. Classes: exp of the entropy of a small classifier's mean prediction on the means.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jobs.chain import read_beam
+from jobs.paper.training import read_generator, read_measured, train_in
+from jobs.recipes import recipe
+from pipeline.comm import Comm
+from pipeline.config import GANConfig, RBMConfig, RunConfig
+from pipeline.data.rows import load_labels, load_rows
+from pipeline.metrics.digits import (
+    TrainedClassifier,
+    class_scores,
+    load_classifier,
+    save_classifier,
+    train_digit_classifier,
+)
+from pipeline.metrics.divergences import forward_reverse_kl
+from pipeline.metrics.images import precision_recall
+from pipeline.models.gan import generate
+from pipeline.models.rbm import RBM
+from pipeline.samplers.driven import DrivenGibbs, GammaProcess, plain_gibbs
+from pipeline.samplers.gibbs import ChainState
+from pipeline.samplers.protocols import DRIVEN, FRESH, WideStart, draw_samples
+from pipeline.streams import stream
+from pipeline.training.checkpoint import Checkpoint
+from pipeline.training.loop import read_history
+
+ROWS = 1000
+NEIGHBORS = 5
+SNAPSHOTS, SWEEPS_APART = 10, 100
+EPOCHS_SCALE = 0.5
+"""Half of Table II's updates: an epoch of the tables here is 270 updates."""
+SHOWN = 16
+"""Images of a grid, as in Fig. 6."""
+
+
+def fit_classifier(folder: Path, cache: Path, data: str) -> dict[str, Any]:
+    """The classifier that counts the classes of samples; its accuracy on test rows."""
+    rows, labels = ([load(data, split) for split in ("train", "test")] for load in (load_rows, load_labels))
+    fitted = train_digit_classifier(rows[0], labels[0], rows[1], labels[1])
+    save_classifier(fitted, folder / "classifier")
+    truth = class_scores(fitted, rows[1][:ROWS])
+    return {"accuracy": fitted.accuracy, "classes": truth.effective_classes, "confidence": truth.confidence}
+
+
+def train_digits(
+    folder: Path,
+    cache: Path,
+    recipe_name: str,
+    settings: dict[str, Any],
+    data: str,
+    measure_every: int,
+    until: int | None = None,
+    fork: str | None = None,
+    compared: int = ROWS,
+) -> dict[str, Any]:
+    """Train one model, or one second phase from the folder `fork` beside this one; figures at every measured checkpoint."""
+    config = recipe(recipe_name).override(settings)
+    classifier = load_classifier(folder.parent / "classifier" / "classifier")
+    test = load_rows(data, "test", config.data.scaling)[:compared]
+    train = load_rows(data, "train", config.data.scaling)
+
+    def measure(found: Checkpoint) -> dict[str, Any]:
+        drawn = draw_digits(found, config, train, len(test))
+        figures = {name: score_digits(test, rows, classifier, name.endswith("mean")) for name, rows in drawn.items()}
+        shown = {name: rows[:SHOWN].numpy() for name, rows in drawn.items()}
+        np.savez_compressed(folder / f"shown_{found.step:08d}.npz", **shown)  # type: ignore[arg-type]
+        return figures
+
+    origin = None if fork is None else folder.parent / fork / "run" / "switch"
+    found = train_in(
+        folder / "run", config, Path(data), until=until, fork=origin, measure_every=measure_every, measure=measure
+    )
+    history = read_history(folder / "run")
+    rates = sorted(
+        row["updates_per_second"] for row in history if "updates_per_second" in row and "kl_forward" not in row
+    )
+    scores = [row["score_particles"] for row in history if "score_particles" in row]
+    return {
+        "measured": read_measured(folder / "run"),
+        "updates": found.step,
+        "updates_per_second": rates[len(rates) // 2] if rates else None,
+        "score_particles": [scores[0], scores[-1]] if scores else None,
+        "visible_std": next((row["visible_std"] for row in reversed(history) if "visible_std" in row), None),
+    }
+
+
+def draw_digits(found: Checkpoint, config: RunConfig, train: Tensor, count: int) -> dict[str, Tensor]:
+    """Rows [count, V] by protocol and kind, "driven noisy", "driven mean", ...; a GAN has "generator mean" alone."""
+    if isinstance(config.model, GANConfig):
+        return {"generator mean": generate(read_generator(found, config.model), count, 1, Comm())}
+    assert isinstance(config.model, RBMConfig)
+    rbm, chains = read_beam(found, config.model)
+    start = WideStart.of(train)
+    drawn: dict[str, Tensor] = {}
+    for protocol in (FRESH, DRIVEN):
+        samples = draw_samples(rbm, start, protocol, count, 1)
+        drawn |= {f"{protocol.name} noisy": samples.visible, f"{protocol.name} mean": samples.visible_mean}
+    visible, mean = draw_persistent(rbm, chains, config, count)
+    return {**drawn, "persistent noisy": visible, "persistent mean": mean}
+
+
+@torch.no_grad()
+def draw_persistent(rbm: RBM, chains: ChainState, config: RunConfig, count: int) -> tuple[Tensor, Tensor]:
+    """Rows v and E[v | h] [count, V] of a copy of the training chains, at SNAPSHOTS times, as the statistics see them."""
+    s = config.sampler
+    assert s is not None
+    sampler = DrivenGibbs(GammaProcess(s.beta_std, s.beta_momentum), SWEEPS_APART, s.min_beta)
+    cool = plain_gibbs(s.statistics_sweeps)
+    generator = stream(1, "persistent snapshots")
+    visible, means = [], []
+    for _ in range(SNAPSHOTS):
+        chains = sampler.run(rbm, chains, generator)
+        seen = cool.run(rbm, chains, generator)
+        visible.append(seen.visible)
+        means.append(rbm.visible_mean(seen.hidden))
+    order = torch.randperm(len(chains.visible) * SNAPSHOTS, generator=stream(1, "snapshot order"))[:count]
+    return torch.cat(visible)[order], torch.cat(means)[order]
+
+
+def score_digits(test: Tensor, rows: Tensor, classifier: TrainedClassifier, count_classes: bool) -> dict[str, float]:
+    """Divergences per dimension, kNN precision and recall, and on means the classes and the classifier's confidence."""
+    n = min(len(test), len(rows))
+    forward, reverse = forward_reverse_kl(test[:n], rows[:n], NEIGHBORS)
+    covered = precision_recall(test[:n], rows[:n])
+    figures = {
+        "forward": forward.per_dimension,
+        "reverse": reverse.per_dimension,
+        "precision": covered.precision,
+        "recall": covered.recall,
+        "rows": n,
+    }
+    if count_classes:
+        found = class_scores(classifier, rows)
+        figures |= {"classes": found.effective_classes, "confidence": found.confidence}
+    return figures

@@ -1,0 +1,117 @@
+"""What an experiment of the paper is, and the record it leaves: numbers under docs/results/, pictures beside its runs."""
+
+import json
+import os
+import platform
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data_prep.manifest import write_json
+from jobs.paper.units import Unit, read_result, run_units
+from pipeline.data.shards import canonical_hash
+from pipeline.provenance import environment_tags
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the paper is run: what data there are, and toy sizes or the full ones."""
+
+    quick: bool = False
+    mnist: Path | None = None
+    """Prepared shards of continuous digits: MNIST, or the embedded 8x8 digits that stand in, and say so."""
+    binary: Path | None = None
+    """The same, binary."""
+    faces: dict[str, str] | None = None
+    """Folders of a finished `make celeba-train`: pixels, latents and run; None without photographs."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text below column heads; the first cell of a row names it."""
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What came out of an experiment."""
+
+    tables: Sequence[Table]
+    numbers: dict[str, Any]
+    """What the claims are judged by; plain values."""
+    pictures: Sequence[str] = field(default_factory=tuple)
+    """File names in the experiment's folder, with what they show: "panels.png: samples of ..."."""
+    notes: Sequence[str] = field(default_factory=tuple)
+    """Protocol, readings of what the paper leaves open, what the eye sees."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One row of the paper."""
+
+    name: str
+    figure: str
+    title: str
+    waves: Callable[[Plan], list[list[Unit]]]
+    """Units of one wave may use what the units of earlier waves left in their folders. Empty: cannot be run here."""
+    finish: Callable[[dict[str, dict[str, Any]], Path, Plan], Finding]
+    """From the figures of all units by name, and the experiment's folder, to the finding; draws the pictures."""
+    missing: str = ""
+    """What to do when `waves` is empty."""
+    home: str = ""
+    """Folder of the units below the runs; experiments that share it share units of one name. Empty: its own name."""
+
+
+def run_experiment(
+    experiment: Experiment, plan: Plan, runs: Path, results: Path, cache: Path, pool: ProcessPoolExecutor
+) -> bool:
+    """Run what is not done of an experiment and write <results>/<name>.json; False when it was all there.
+
+    Raises:
+        KeyboardInterrupt, UnitFailed: as `run_units`.
+    """
+    waves = experiment.waves(plan)
+    fingerprint = canonical_hash([unit.fingerprint for wave in waves for unit in wave])
+    record = results / f"{experiment.name}.json"
+    folder = runs / (experiment.home or experiment.name)
+    if not waves or read_record(record).get("fingerprint") == fingerprint:
+        return False
+    for number, wave in enumerate(waves):
+        part = f" {number + 1}/{len(waves)}" if len(waves) > 1 else ""
+        run_units(wave, folder, cache, pool, experiment.name + part)
+    done = {unit.name: read_result(folder, unit) for wave in waves for unit in wave}
+    found = {name: result for name, result in done.items() if result is not None}
+    finding = experiment.finish({name: result["figures"] for name, result in found.items()}, folder, plan)
+    write_json(
+        record,
+        {
+            "experiment": experiment.name,
+            "figure": experiment.figure,
+            "title": experiment.title,
+            "quick": plan.quick,
+            "fingerprint": fingerprint,
+            "command": f"make paper ONLY={experiment.name}" + (" QUICK=1" if plan.quick else ""),
+            "seconds": round(sum(result["seconds"] for result in found.values())),
+            "machine": f"{os.cpu_count()} cores ({platform.machine()}), one thread per unit, no GPU used",
+            "environment": environment_tags(),
+            "numbers": finding.numbers,
+            "tables": [{"title": t.title, "head": list(t.head), "rows": [list(r) for r in t.rows]} for t in finding.tables],
+            "pictures": list(finding.pictures),
+            "notes": list(finding.notes),
+            "units": {name: result["figures"] for name, result in found.items()},
+        },
+    )  # fmt: skip
+    return True
+
+
+def read_record(file: Path) -> dict[str, Any]:
+    """An experiment's record; empty when there is none."""
+    try:
+        return json.loads(file.read_text())
+    except (OSError, json.JSONDecodeError):
+        return {}

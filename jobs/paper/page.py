@@ -1,0 +1,79 @@
+"""The page of the paper's results, pictures embedded, and the same text as Markdown."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jobs.paper.claims import Verdict
+from jobs.report_page import Block, Heading, Note, Section, Table, photographs, plot, render
+from pipeline.data.shards import replace_file
+
+TITLE = "The paper, claim by claim"
+QUICK = "Quick form: toy sizes that prove that the code runs. None of these figures means anything."
+
+
+def write_page(
+    path: Path, records: dict[str, dict[str, Any]], verdicts: Sequence[Verdict], homes: dict[str, Path], quick: bool
+) -> Path:
+    """Write the HTML page; pictures come from the folders in `homes`, and one that is not there is said to be missing."""
+    claims: list[Block] = [
+        Table(
+            ("claim", "verdict", "numbers"),
+            [[f"{v.number}. {v.claim}", v.verdict, " | ".join(v.evidence)] for v in verdicts],
+        )
+    ]
+    claims += [Note(f"{v.number}: {command}") for v in verdicts for command in v.commands]
+    sections = [Section("claims", "Claims", claims)]
+    for name, record in records.items():
+        blocks: list[Block] = [
+            Note(f"{record['figure']}. `{record['command']}`, {record['seconds']} s, {record['machine']}.")
+        ]
+        for entry in record["pictures"]:
+            file, _, caption = entry.partition(": ")
+            found = homes[name] / file
+            if not found.exists():
+                blocks.append(
+                    Note(f"{caption}: the picture {file} is not here; run the experiment again to draw it", True)
+                )
+                continue
+            faces = "faces" in file  # photographs of many colors
+            blocks.append(photographs(found, caption, caption) if faces else plot(found, caption, caption))
+        for table in record["tables"]:
+            blocks.append(Table(table["head"], table["rows"], table["title"]))
+        blocks.append(Heading("How"))
+        blocks += [Note(note) for note in record["notes"]]
+        sections.append(Section(name, record["title"], blocks))
+    return _write(path, render(TITLE, sections, QUICK if quick else "", [path.parent]))
+
+
+def write_markdown(path: Path, records: dict[str, dict[str, Any]], verdicts: Sequence[Verdict]) -> Path:
+    """Write claims and tables as Markdown."""
+    lines = [
+        f"# {TITLE}",
+        "",
+        "Written by `make paper` from `docs/results/*.json`; do not edit by hand.",
+        "",
+        "## Claims",
+        "",
+    ]
+    for v in verdicts:
+        lines += [f"### {v.number}. {v.claim}", "", f"**{v.verdict}**", ""]
+        lines += [f"- {line}" for line in v.evidence] + [f"- `{c}`" for c in v.commands] + [""]
+    for record in records.values():
+        lines += [f"## {record['title']}", "", f"{record['figure']}. `{record['command']}`, {record['seconds']} s.", ""]
+        for note in record["notes"]:
+            lines += [note.strip(), ""]
+        for table in record["tables"]:
+            lines += [f"**{table['title']}**", ""]
+            lines += ["| " + " | ".join(table["head"]) + " |", "|" + "---|" * len(table["head"])]
+            lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table["rows"]] + [
+                ""
+            ]
+    return _write(path, "\n".join(lines).rstrip() + "\n")
+
+
+def _write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replace_file(path) as file:
+        file.write(text.encode())
+    return path

@@ -1,0 +1,124 @@
+"""Units of work: each trains or measures one thing in a folder of its own, leaves one result.json, and is done once.
+
+A unit is a function of the module level and its settings (plain values). Its result is found again by a hash of the two,
+so a run that was killed repeats only the units that had not ended, and a training among them goes on from its checkpoint.
+"""
+
+import json
+import logging
+import multiprocessing
+import signal
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+import torch
+from tqdm import tqdm
+
+from data_prep.manifest import write_json
+from pipeline.data.shards import canonical_hash
+
+_log = logging.getLogger(__name__)
+
+
+class Unit(NamedTuple):
+    """`function(folder, cache, **settings)` returns the figures, a JSON-able dict; larger arrays go to files in `folder`."""
+
+    name: str
+    function: Callable[..., dict[str, Any]]
+    settings: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """What the result depends on."""
+        return canonical_hash([f"{self.function.__module__}.{self.function.__qualname__}", self.settings])
+
+
+class Stopped(Exception):
+    """A unit that was asked to stop before its end; the same command goes on with it."""
+
+
+class UnitFailed(RuntimeError):
+    """A unit that ended with an error: says which, and the error."""
+
+
+def read_result(folder: Path, unit: Unit) -> dict[str, Any] | None:
+    """What `unit` left in <folder>/<its name>/result.json; None when it is not done with these settings."""
+    try:
+        found = json.loads((folder / unit.name / "result.json").read_text())
+    except (OSError, json.JSONDecodeError):
+        return None
+    return found if found.get("fingerprint") == unit.fingerprint else None
+
+
+def start_pool(processes: int) -> ProcessPoolExecutor:
+    """Processes of one thread each, in which units run; `with` it, so that they end."""
+    return ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_prepare_process)
+
+
+def run_units(units: Sequence[Unit], folder: Path, cache: Path, pool: ProcessPoolExecutor, title: str) -> None:
+    """Run the units that are not done.
+
+    Raises:
+        KeyboardInterrupt: it was interrupted; trainings have written a checkpoint.
+        UnitFailed: after the other units have ended, so that a failure costs only itself.
+    """
+    todo = [unit for unit in units if read_result(folder, unit) is None]
+    if not todo:
+        return
+    failures: list[str] = []
+    with tqdm(total=len(units), initial=len(units) - len(todo), desc=title, unit="unit") as bar:
+        try:
+            running: dict[Future[float], Unit] = {pool.submit(_run, unit, folder, cache): unit for unit in todo}
+            for future in as_completed(running):
+                unit = running[future]
+                try:
+                    seconds = future.result()
+                    _log.info("%s/%s: %.0f s", title, unit.name, seconds)
+                except Stopped:
+                    raise KeyboardInterrupt from None
+                except Exception as error:
+                    failures.append(f"{unit.name}: {type(error).__name__}: {error}")
+                    _log.error("%s/%s failed: %s", title, unit.name, error)
+                bar.update()
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in psutil.Process().children(recursive=True):
+                child.send_signal(signal.SIGINT)  # a training writes a checkpoint and ends
+            raise
+    if failures:
+        raise UnitFailed(f"{len(failures)} of {len(todo)} units of {title} failed; {failures[0]}")
+
+
+def _prepare_process() -> None:
+    torch.set_num_threads(1)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+
+
+def _run(unit: Unit, folder: Path, cache: Path) -> float:
+    """Run one unit and write its result; returns its seconds, those of earlier attempts included."""
+    own = folder / unit.name
+    own.mkdir(parents=True, exist_ok=True)
+    before = _seconds_before(own, unit)
+    start = time.perf_counter()
+    try:
+        figures = unit.function(own, cache, **unit.settings)
+    finally:
+        seconds = before + time.perf_counter() - start
+        write_json(own / "seconds.json", {"fingerprint": unit.fingerprint, "seconds": seconds})
+    write_json(
+        own / "result.json",
+        {"fingerprint": unit.fingerprint, "settings": unit.settings, "seconds": seconds, "figures": figures},
+    )
+    return seconds
+
+
+def _seconds_before(folder: Path, unit: Unit) -> float:
+    try:
+        noted = json.loads((folder / "seconds.json").read_text())
+    except (OSError, json.JSONDecodeError):
+        return 0.0
+    return float(noted["seconds"]) if noted["fingerprint"] == unit.fingerprint else 0.0

@@ -1,0 +1,179 @@
+"""Recipes of GANs: mixtures (Table I), digits (Table II, Fig. 12) and faces (Table III), logistic and Wasserstein.
+
+What the paper leaves out is read in the same way everywhere: one update of the critic per update of the generator, no
+decay of the learning rate, standard normal noise, as many generated rows as data in a batch, the logistic loss in its
+non-saturating form. Of a Wasserstein critic all parameters are clamped. An epoch is one pass over the training rows.
+
+Dense recipes have one block, so more than one worker has nothing to do there: blocks would be a few rows, and cost speed.
+"""
+
+import dataclasses
+
+from pipeline.config import (
+    CheckpointConfig,
+    DataConfig,
+    EvaluationConfig,
+    GANConfig,
+    OptimizerConfig,
+    Phase,
+    PowerLaw,
+    RunConfig,
+    Schedules,
+)
+
+
+def _gan(
+    name: str, model: GANConfig, batch_size: int, epochs: int, rate: float, evaluation: EvaluationConfig
+) -> RunConfig:
+    """A run with Adam at (0.5, 0.9) and a constant rate, as all tables have it."""
+    return RunConfig(
+        name=name,
+        data=DataConfig(batch_size=batch_size),
+        model=model,
+        sampler=None,
+        critic=None,
+        optimizer=OptimizerConfig(beta1=0.5, beta2=0.9),
+        schedules=Schedules(likelihood=Phase(epochs=epochs, learning_rate=PowerLaw(rate, 0.0))),
+        evaluation=evaluation,
+        checkpoint=CheckpointConfig(every_updates=evaluation.every_updates),
+    )
+
+
+def _wasserstein(base: RunConfig, name: str) -> RunConfig:
+    assert isinstance(base.model, GANConfig)
+    return dataclasses.replace(base, name=name, model=dataclasses.replace(base.model, loss="wgan"))
+
+
+def _of_points(every_updates: int) -> EvaluationConfig:
+    return EvaluationConfig(every_updates, num_rows=2000, minibatch_rows=2000, selection_metric="kl_sum")
+
+
+def mixture_bimodal_gan() -> RunConfig:
+    """Table I, bimodal: GAN 1-32(-1) against 1-32-1, batch 100, 100 epochs at 0.002.
+
+    The table's generator "1-32" lacks the output; it is one linear unit here, and the first number is the noise.
+    """
+    model = GANConfig("gan", "dense", 1, 1, (32,), (32,), clamp=0.1, num_blocks=1)
+    return _gan("mixture_bimodal_gan", model, 100, 100, 0.002, _of_points(1000))
+
+
+def mixture_bimodal_wgan() -> RunConfig:
+    """Table I, bimodal: the WGAN, clamped at .1, otherwise mixture_bimodal_gan."""
+    return _wasserstein(mixture_bimodal_gan(), "mixture_bimodal_wgan")
+
+
+def mixture_ring_gan() -> RunConfig:
+    """Table I, ring: GAN 2-64-64(-2) against 2-64-64-1, batch 100, 300 epochs at 0.001.
+
+    The table's generator "2-64-64" lacks the output; it is two linear units here, and the first number is the noise.
+    """
+    model = GANConfig("gan", "dense", 2, 2, (64, 64), (64, 64), clamp=0.1, num_blocks=1)
+    return _gan("mixture_ring_gan", model, 100, 300, 0.001, _of_points(3000))
+
+
+def mixture_ring_wgan() -> RunConfig:
+    """Table I, ring: the WGAN, clamped at .1, otherwise mixture_ring_gan."""
+    return _wasserstein(mixture_ring_gan(), "mixture_ring_wgan")
+
+
+def mixture_grid_gan() -> RunConfig:
+    """Table I, grid: GAN 2-128-128-128(-2) against 2-128-128-128-1, batch 1 000, 300 epochs at 0.00001.
+
+    The table's generator lacks the output; it is two linear units here, and the first number is the noise. The batch of
+    1 000 is of 1e5 samples, 100 updates an epoch.
+    """
+    model = GANConfig("gan", "dense", 2, 2, (128,) * 3, (128,) * 3, clamp=0.1, num_blocks=1)
+    return _gan("mixture_grid_gan", model, 1000, 300, 1e-5, _of_points(3000))
+
+
+def mixture_grid_wgan() -> RunConfig:
+    """Table I, grid: the WGAN, clamped at .1, otherwise mixture_grid_gan."""
+    return _wasserstein(mixture_grid_gan(), "mixture_grid_wgan")
+
+
+def mnist_gan() -> RunConfig:
+    """Table II: GAN 100-164-164(-784, sigmoid) against 784-164-164-1, batch 100, 55 epochs at .001.
+
+    The table's generator lacks its 784 outputs. Its caption says weights start at standard deviation .1 (generator) and
+    .02 (critic). The data are images in [0, 1], without noise.
+    """
+    model = GANConfig(
+        "gan",
+        "dense",
+        num_visible=784,
+        noise_size=100,
+        generator_hidden=(164, 164),
+        critic_hidden=(164, 164),
+        output="sigmoid",
+        generator_initial_std=0.1,
+        critic_initial_std=0.02,
+        clamp=0.01,
+        num_blocks=1,
+    )
+    evaluation = EvaluationConfig(2700, num_rows=1000, minibatch_rows=1000, selection_metric="kl_sum")
+    return _gan("mnist_gan", model, 100, 55, 0.001, evaluation)
+
+
+def mnist_wgan() -> RunConfig:
+    """Table II: the WGAN, clamped at .01, otherwise mnist_gan."""
+    return _wasserstein(mnist_gan(), "mnist_wgan")
+
+
+def mnist_dcgan() -> RunConfig:
+    """Fig. 12: a convolutional GAN on MNIST, 28x28 in two steps of stride 2 with 32 and 64 channels.
+
+    The paper says no more of it than that it is a DCGAN: architecture and initial weights (.02) are those of Table III cut
+    to the size of a digit, rate and batch size those of Table III, 10 epochs.
+    """
+    model = GANConfig(
+        "gan",
+        "convolutional",
+        num_visible=784,
+        noise_size=100,
+        generator_hidden=(),
+        critic_hidden=(),
+        output="sigmoid",
+        batch_norm=True,
+        generator_initial_std=0.02,
+        critic_initial_std=0.02,
+        clamp=0.01,
+        precision="auto",
+    )
+    evaluation = EvaluationConfig(500, num_rows=1000, minibatch_rows=1000, selection_metric="kl_sum")
+    return _gan("mnist_dcgan", model, 128, 10, 0.0002, evaluation)
+
+
+def celeba_dcgan() -> RunConfig:
+    """Table III: a convolutional GAN of the autoencoder's architecture, end to end on 64x64 pixels, batch 128, 10 epochs.
+
+    Read so: 100 values of noise and one fully connected layer before the generator's stack, one after the critic's; batch
+    normalization in all hidden layers but the critic's first, with scales that start at 1; a sigmoid output, and images
+    centered to [-1, 1] inside the critic. The monitors compare principal components of pixels, not the latents of a BEAM.
+    Ten epochs are 12 720 updates on the full set and 500 on 6 400 photographs: `epochs_scale` makes up for that. About 2
+    updates a second on one core in bfloat16.
+    """
+    base = mnist_dcgan()
+    assert isinstance(base.model, GANConfig)
+    evaluation = EvaluationConfig(200, num_rows=800, minibatch_rows=800)
+    return _gan("celeba_dcgan", dataclasses.replace(base.model, num_visible=12288), 128, 10, 0.0002, evaluation)
+
+
+def celeba_dcwgan() -> RunConfig:
+    """Table III: the Wasserstein form, clamped at .01 (scales of the normalization too), otherwise celeba_dcgan."""
+    return _wasserstein(celeba_dcgan(), "celeba_dcwgan")
+
+
+GANS = (
+    mixture_bimodal_gan,
+    mixture_bimodal_wgan,
+    mixture_ring_gan,
+    mixture_ring_wgan,
+    mixture_grid_gan,
+    mixture_grid_wgan,
+    mnist_gan,
+    mnist_wgan,
+    mnist_dcgan,
+    celeba_dcgan,
+    celeba_dcwgan,
+)
+"""All of them."""
