@@ -28,9 +28,12 @@ N ?= 36
 SEED ?= 0
 OUT ?= samples.png
 RUN ?=
+MNIST ?=
+ONLY ?=
+FACES ?=
 TESTS ?= tests
 
-.PHONY: help setup celeba-train sweep report sample generate test test-slow lint types clean
+.PHONY: help setup celeba-train sweep paper report sample generate test test-slow lint types clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -62,6 +65,10 @@ sample: $(READY) ## a PNG of samples; MODEL=models:/celeba-beam@champion N=36 SE
 generate: $(READY) ## many samples as shards on Ray; MODEL=... N=50000 SEED=0 OUT=cache/samples WORKERS=n
 	$(PY) -m jobs.generate --model "$(MODEL)" --n $(if $(filter file,$(origin N)),50000,$(N)) --seed $(SEED) \
 	  --out "$(if $(filter file,$(origin OUT)),cache/samples,$(OUT))" --workers $(WORKERS)
+
+paper: $(READY) ## the paper's experiments and claims; MNIST=folder ONLY="name ..." FACES=runs/NAME QUICK=1
+	$(PY) -m jobs.paper $(if $(QUICK),--quick) $(if $(MNIST),--mnist "$(MNIST)") $(if $(FACES),--faces "$(FACES)") \
+	  $(if $(ONLY),--only $(ONLY))
 
 report: $(READY) ## one HTML page about a run, a sweep, or several runs compared; RUN="name [name ...]"
 	$(PY) -m jobs.report $(RUN)

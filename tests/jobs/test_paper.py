@@ -1,0 +1,225 @@
+"""The paper's experiments: units are done once, a failure costs itself alone, and claims follow the figures, either way."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.paper.__main__ import EXPERIMENTS, main
+from jobs.paper.claims import CLAIMS, judge
+from jobs.paper.experiments import Experiment, Finding, Plan, Table, read_record, run_experiment
+from jobs.paper.page import write_markdown, write_page
+from jobs.paper.training import read_measured, train_in
+from jobs.paper.units import Unit, UnitFailed, read_result, run_units, start_pool
+from jobs.recipes import RECIPES, recipe
+from pipeline.training.checkpoint import load_latest
+
+
+def count_up(folder: Path, cache: Path, value: int) -> dict[str, Any]:
+    """A unit that says how often it ran."""
+    note = folder / "times"
+    times = int(note.read_text()) + 1 if note.exists() else 1
+    note.write_text(str(times))
+    if value < 0:
+        raise ValueError(f"value = {value}: at least 0")
+    return {"value": value, "times": times}
+
+
+def finish(figures: dict[str, dict[str, Any]], folder: Path, plan: Plan) -> Finding:
+    rows = [[name, str(found["value"])] for name, found in figures.items()]
+    return Finding([Table("values", ("unit", "value"), rows)], {"sum": sum(f["value"] for f in figures.values())})
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with start_pool(2) as found:
+        yield found
+
+
+def test_units_are_done_once_and_a_failure_costs_itself_alone(pool, tmp_path: Path) -> None:
+    units = [Unit(f"u-{i}", count_up, {"value": value}) for i, value in enumerate((3, -1, 4))]
+    for _ in range(2):
+        with pytest.raises(UnitFailed, match=r"u-1: ValueError: value = -1"):
+            run_units(units, tmp_path, tmp_path, pool, "test")
+    done = [read_result(tmp_path, unit) for unit in units]
+    assert done[1] is None and (tmp_path / "u-1" / "times").read_text() == "2", "tried again"
+    assert [done[i]["figures"] for i in (0, 2)] == [{"value": 3, "times": 1}, {"value": 4, "times": 1}]
+    changed = Unit("u-0", count_up, {"value": 5})
+    assert read_result(tmp_path, changed) is None, "other settings are another unit"
+    (tmp_path / "u-0" / "result.json").write_text('{"cut')
+    assert read_result(tmp_path, units[0]) is None
+
+
+def test_a_record_is_made_once_and_again_when_a_unit_changes(pool, tmp_path: Path) -> None:
+    def experiment(value: int) -> Experiment:
+        waves = [[Unit("a", count_up, {"value": 1})], [Unit("b", count_up, {"value": value})]]
+        return Experiment("toy", "Fig. 0", "A toy", lambda plan: waves, finish)
+
+    def run(value: int) -> bool:
+        return run_experiment(experiment(value), Plan(), tmp_path / "runs", tmp_path, tmp_path, pool)
+
+    assert run(2) and not run(2)
+    record = read_record(tmp_path / "toy.json")
+    assert record["numbers"] == {"sum": 3} and record["units"]["a"] == {"value": 1, "times": 1}
+    assert record["command"] == "make paper ONLY=toy" and record["environment"]["version.torch"]
+    assert run(5)
+    record = read_record(tmp_path / "toy.json")
+    assert record["numbers"] == {"sum": 6} and record["units"]["a"]["times"] == 1
+    nothing = Experiment("none", "", "", lambda plan: [], finish, missing="give it data")
+    assert not run_experiment(nothing, Plan(), tmp_path, tmp_path, tmp_path, pool)
+
+
+def test_training_in_a_unit_goes_on_and_is_looked_at_once_per_checkpoint(tmp_path: Path) -> None:
+    from data_prep.mixtures import draw_mixture
+
+    draw_mixture("bimodal", tmp_path / "data", 1000)
+    config = recipe(
+        "mixture_toy", {"evaluation.num_rows": "50", "evaluation.minibatch_rows": "50", "epochs_scale": "0.5"}
+    )
+    looked: list[int] = []
+
+    def measure(found: Any) -> dict[str, Any]:
+        looked.append(found.step)
+        return {"chains": len(found.tensors["chains.visible"])}
+
+    whole = train_in(tmp_path / "whole", config, tmp_path / "data", measure_every=6, measure=measure)
+    assert looked == [5, 6, 12, 18, 20] and whole.step == 20  # 5: the switch
+    train_in(tmp_path / "cut", config, tmp_path / "data", until=12, measure_every=6, measure=measure)
+    (tmp_path / "cut" / "measured.jsonl").write_text("")  # killed between a checkpoint and its look
+    looked.clear()
+    cut = train_in(tmp_path / "cut", config, tmp_path / "data", measure_every=6, measure=measure)
+    assert looked == [12, 18, 20] and [row["step"] for row in read_measured(tmp_path / "cut")] == looked
+    assert all(whole.tensors[name].equal(cut.tensors[name]) for name in whole.tensors)
+    fork = train_in(
+        tmp_path / "fork", config.override({"critic.sign": -1}), tmp_path / "data", fork=tmp_path / "whole" / "switch"
+    )
+    assert fork.step == 20 and not fork.tensors["model.weights"].equal(whole.tensors["model.weights"])
+    switch = load_latest(tmp_path / "whole" / "switch")
+    assert switch is not None and switch.step == 5
+
+
+# --- claims -------------------------------------------------------------------------------------------------------------
+
+PROTOCOLS = ("fresh noisy", "driven noisy", "persistent noisy", "fresh mean", "driven mean", "persistent mean")
+
+
+def measured(values: dict[int, tuple[float, float]]) -> dict[str, Any]:
+    """A digits unit in which every protocol has the same (forward, reverse) at each step."""
+    rows = [
+        {"step": step, **{p: {"forward": f, "reverse": r} for p in (*PROTOCOLS, "generator mean")}}
+        for step, (f, r) in values.items()
+    ]
+    return {"measured": rows, "updates_per_second": 100.0}
+
+
+def digits(beam: tuple[float, float], control: tuple[float, float], late: float = 0.36) -> dict[str, Any]:
+    """A record in which the likelihood phase takes the reverse KL from .07 to `late`, and the second phases end so."""
+    units: dict[str, Any] = {}
+    for reading in ("literal", "recommended"):
+        for seed in (0, 1):
+            units[f"{reading}-base-{seed}"] = measured({50: (0.4, 0.07), 250: (0.18, late)})
+            units[f"{reading}-beam-{seed}"] = measured({300: beam, 350: beam, 400: beam})
+            units[f"{reading}-control-{seed}"] = measured({300: control, 350: control, 400: control})
+            units[f"{reading}-plain-{seed}"] = measured({400: (0.3, 0.3)})
+    units["GAN-0"] = measured({400: (0.1, 0.2)})
+    return {"units": units, "numbers": {"epoch": 10, "switch": 250}, "command": "c", "seconds": 1, "machine": "m"}
+
+
+def verdict(number: int, **records: dict[str, Any]) -> str:
+    return next(v for v in judge(records) if v.number == number).verdict
+
+
+def test_the_verdict_on_a_rising_reverse_divergence_follows_the_figures() -> None:
+    rises = digits((0.1, 0.1), (0.1, 0.3))
+    assert verdict(1, digits_continuous=rises) == "holds"
+    flat = digits((0.1, 0.1), (0.1, 0.3), late=0.06)
+    assert verdict(1, digits_continuous=flat) == "does not hold"
+    mixed = copy.deepcopy(rises)
+    for seed in (0, 1):
+        mixed["units"][f"recommended-base-{seed}"] = flat["units"]["recommended-base-0"]
+    assert verdict(1, digits_continuous=mixed) == "holds where sigma shrinks"
+
+
+@pytest.mark.parametrize(
+    ("beam", "control", "expected"),
+    [
+        ((0.17, 0.1), (0.17, 0.3), "holds"),
+        ((0.17, 0.3), (0.17, 0.3), "does not hold"),
+        ((0.5, 0.1), (0.17, 0.3), "does not hold"),  # the forward KL paid for it
+        ((0.17, 0.29), (0.17, 0.3), "does not hold"),  # hardly better than its control
+    ],
+)
+def test_the_verdict_on_the_beam_needs_both_divergences_and_the_control(beam, control, expected) -> None:
+    assert verdict(2, digits_continuous=digits(beam, control)) == expected
+
+
+def test_a_claim_without_its_experiment_is_not_tested_and_says_what_it_needs() -> None:
+    verdicts = judge({})
+    assert [v.number for v in verdicts] == list(range(1, 11)) == [claim.number for claim in CLAIMS]
+    assert all(v.verdict == "not tested" and "needs" in v.evidence[0] for v in verdicts)
+    names = {experiment.name for experiment in EXPERIMENTS}
+    assert {name for claim in CLAIMS for name in claim.needs} <= names
+
+
+def test_the_page_and_the_text_show_verdicts_tables_and_missing_pictures(tmp_path: Path) -> None:
+    record = {
+        **digits((0.17, 0.1), (0.17, 0.3)), "title": "Digits <b>", "figure": "Fig. 5", "pictures": ["curves.png: curves"],
+        "tables": [{"title": "scores", "head": ["model", "F"], "rows": [["a|b", "1"]]}], "notes": ["how"],
+    }  # fmt: skip
+    records = {"digits_continuous": record}
+    page = write_page(tmp_path / "index.html", records, judge(records), {"digits_continuous": tmp_path}, True)
+    text = page.read_text()
+    assert "Digits &lt;b&gt;" in text and "toy sizes" in text and "curves.png is not here" in text
+    assert "holds" in text and str(tmp_path) not in text
+    markdown = write_markdown(tmp_path / "paper.md", records, judge(records)).read_text()
+    assert "| a\\|b | 1 |" in markdown and "**holds**" in markdown
+
+
+def test_every_experiment_names_recipes_that_exist_and_units_that_differ() -> None:
+    from data_prep.mnist import write_digits
+
+    folder = Path("cache") / "test" / "paper-digits"
+    write_digits(folder)
+    for quick in (True, False):
+        plan = Plan(quick, folder, folder, {"pixels": "p", "latents": "l"})
+        for experiment in EXPERIMENTS:
+            units = [unit for wave in experiment.waves(plan) for unit in wave]
+            assert units or experiment.name == "research"
+            assert len({unit.name for unit in units}) == len(units), experiment.name
+            for unit in units:
+                name = unit.settings.get("recipe_name")
+                assert name is None or name in RECIPES
+                if name is not None:
+                    recipe(name).override(unit.settings["settings"])
+                json.dumps(unit.settings)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--only", "mixture_rink"], "no experiment 'mixture_rink'; there are divergences"),
+        (["--redo", "nothing"], "no experiment 'nothing'"),
+        (["--processes", "0"], "at least 1"),
+        (["--only", "divergences", "--mnist", "nowhere"], "nowhere"),
+    ],
+)
+def test_a_users_error_is_one_line(arguments, words, tmp_path, capsys) -> None:
+    assert main([*arguments, "--runs", str(tmp_path / "runs"), "--cache", str(tmp_path / "cache")]) == 2
+    said = capsys.readouterr().err
+    assert words in said and said.count("\n") <= 6
+
+
+def test_the_command_runs_an_experiment_and_then_finds_it_done(tmp_path, capsys) -> None:
+    arguments = ["--quick", "--only", "divergences", "--processes", "1"]
+    places = ["--runs", str(tmp_path / "runs"), "--cache", str(tmp_path / "cache")]
+    assert main([*arguments, *places]) == 0
+    first = capsys.readouterr().out
+    assert "divergences: done" in first and "not tested" in first
+    assert main([*arguments, *places]) == 0
+    assert "divergences: there already" in capsys.readouterr().out
+    page = (tmp_path / "runs" / "paper-quick" / "index.html").read_text()
+    assert "data:image/png;base64" in page and "Quick form" in page
+    record = json.loads((tmp_path / "runs" / "paper-quick" / "results" / "divergences.json").read_text())
+    assert record["numbers"]["holds"] and record["quick"]
