@@ -86,7 +86,7 @@ def tpe_search(
         max_concurrent_trials=concurrent,
         trial_dirname_creator=_dirname,
     )
-    return _fit(plan, "search", tune.with_parameters(run_trial, plan=plan), tune_config)
+    return _fit(plan, "search", tune.with_parameters(run_trial, plan=plan), tune_config, num_trials)
 
 
 def population_search(
@@ -133,7 +133,7 @@ def population_search(
     )
     trainable = tune.with_parameters(run_member, plan=plan, interval=interval)
     # without it the last report would be perturbed, too, and no update be made with what came of it
-    return _fit(plan, "search", trainable, tune_config, param_space=domains, stop={"step": plan.total(config)})
+    return _fit(plan, "search", trainable, tune_config, num_trials, domains, stop={"step": plan.total(config)})
 
 
 def final_runs(
@@ -159,7 +159,7 @@ def final_runs(
     )
     grid = {"seed": tune.grid_search(list(seeds)), "variant": tune.grid_search(list(values))}
     trainable = tune.with_parameters(run_variant, plan=plan, variants=values)
-    return _fit(plan, "final", trainable, tune_config, param_space=grid)
+    return _fit(plan, "final", trainable, tune_config, len(seeds) * len(values), grid)
 
 
 def first_rung(total: int, every: int) -> int:
@@ -183,6 +183,7 @@ def _fit(
     name: str,
     trainable: Callable[..., None],
     tune_config: Any,
+    num_trials: int,
     param_space: dict[str, Any] | None = None,
     stop: dict[str, int] | None = None,
 ) -> set[str]:
@@ -209,7 +210,9 @@ def _fit(
         tuner = tune.Tuner(light, param_space=param_space or {}, tune_config=tune_config, run_config=run_config)
     forget_claims(plan)
     trials = tuner.fit()._experiment_analysis.trials
-    unfinished = [trial for trial in trials if trial.status not in ("TERMINATED", "ERROR")]
-    if unfinished:
-        raise Interrupted(f"{len(unfinished)} trials of the {name} are not at their end")
-    return {trial.trial_id for trial in trials}
+    # after Ctrl-C Tune calls all trials terminated; which have ended is what its callbacks noted
+    known = {trial.trial_id for trial in trials}
+    over = {trial for trial in known if (plan.notes / f"{trial}.ended").exists()}
+    if len(over) < num_trials:
+        raise Interrupted(f"{num_trials - len(over)} of {num_trials} trials of the {name} are not at their end")
+    return known

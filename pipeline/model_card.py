@@ -18,7 +18,7 @@ STAND_IN = "synthetic-faces"
 _VARIANTS = {"fresh_": "fresh protocol, E[v|h]", "sample_": "driven protocol, v with its noise"}
 """Prefixes of the metrics that jobs/evaluate.py measures otherwise, on its first seed alone."""
 _KINDS = {
-    "beam": "a BEAM: a restricted Boltzmann machine trained by likelihood and against a nearest-neighbor critic",
+    "beam": "a BEAM: a restricted Boltzmann machine trained by likelihood and against a critic (`critic.*` below)",
     "autoencoder": "a convolutional autoencoder between pixels uint8 [64, 64, 3] and 1024 features",
 }
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from data_prep.mnist import IDXError, write_digits, write_mnist
 from jobs.paper import digit_experiments, divergences, faces, geometry, mixing, mixtures, research
+from jobs.paper.bars import compare
 from jobs.paper.claims import judge
 from jobs.paper.experiments import Experiment, Plan, read_record, run_experiment
 from jobs.paper.page import write_markdown, write_page
@@ -75,12 +76,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{experiment.name}: {state}")
     records = {name: read_record(results / f"{name}.json") for name in names}
     records = {name: record for name, record in records.items() if record}
-    verdicts = judge(records)
+    verdicts, bars = judge(records), compare(records)
     homes = {experiment.name: runs / (experiment.home or experiment.name) for experiment in EXPERIMENTS}
-    page = write_page(runs / "index.html", records, verdicts, homes, args.quick)
-    text = write_markdown(runs / "paper.md" if args.quick else project_root() / "docs" / "paper.md", records, verdicts)
+    page = write_page(runs / "index.html", records, verdicts, bars, homes, args.quick)
+    markdown = runs / "paper.md" if args.quick else project_root() / "docs" / "paper.md"
+    text = write_markdown(markdown, records, verdicts, bars)
     for verdict in verdicts:
         print(f"{verdict.number:>3}  {verdict.verdict:28s} {verdict.claim}")
+    print(f"bars: {sum(bar.met for bar in bars)} of {len(bars)} reached")
     print(f"page: {page}\ntext: {text}")
     return status
 
@@ -89,18 +92,18 @@ def _plan(args: argparse.Namespace) -> Plan:
     """Prepare the digits: MNIST where it is, else the embedded 8x8 ones; find the faces."""
     mnist = args.mnist or (Path(os.environ["MNIST"]) if os.environ.get("MNIST") else None)
     cache = args.cache.resolve() / "paper"
-    if args.quick or mnist is None:
-        if not args.quick:
-            print("no MNIST given (--mnist, or MNIST in the environment): real 8x8 digits stand in")
-        folders = (cache / "digits", cache / "digits-binary")
-        write_digits(folders[0])
-        write_digits(folders[1], binary=True)
-    else:
+    small = (cache / "digits", cache / "digits-binary")
+    for folder, binary in zip(small, (False, True)):
+        write_digits(folder, binary)
+    folders = small
+    if mnist is not None and not args.quick:
         folders = (cache / "mnist", cache / "mnist-binary")
-        write_mnist(mnist, folders[0])
-        write_mnist(mnist, folders[1], binary=True)
+        for folder, binary in zip(folders, (False, True)):
+            write_mnist(mnist, folder, binary)
+    elif not args.quick:
+        print("no MNIST given (--mnist, or MNIST in the environment): real 8x8 digits stand in")
     run = args.faces or args.runs / "celeba-celeba_beam"
-    return Plan(args.quick, *folders, None if args.quick else faces.find_faces(run, args.cache))
+    return Plan(args.quick, *folders, small, None if args.quick else faces.find_faces(run, args.cache))
 
 
 def _parser() -> argparse.ArgumentParser:

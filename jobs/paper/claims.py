@@ -1,11 +1,10 @@
 """The ten claims of the paper, each judged by the figures of the experiments; nothing here can make a claim pass."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
+from jobs.paper.records import Records, late_mean, measured_near, pairs_of, spread_text, units_of
 from jobs.paper.training import mean_and_spread
-
-Records = dict[str, dict[str, Any]]
 
 
 class Verdict(NamedTuple):
@@ -44,36 +43,6 @@ def judge(records: Records) -> list[Verdict]:
     return verdicts
 
 
-# --- reading the records ------------------------------------------------------------------------------------------------
-
-
-def _units(record: dict[str, Any], kind: str) -> list[dict[str, Any]]:
-    """Figures of the units `kind-0`, `kind-1`, ... in order of the seed."""
-    names = [name for name in record["units"] if name.rpartition("-")[0] == kind]
-    return [record["units"][name] for name in sorted(names, key=lambda name: int(name.rpartition("-")[2]))]
-
-
-def _at(run: dict[str, Any], step: float, protocol: str, metric: str) -> float:
-    """A metric of the measurement nearest to `step` updates."""
-    row = min((row for row in run["measured"] if protocol in row), key=lambda row: abs(row["step"] - step))
-    return row[protocol][metric]
-
-
-def _late(run: dict[str, Any], protocol: str, metric: str, count: int = 3) -> float:
-    """Mean of a metric over the last `count` measurements."""
-    rows = [row[protocol][metric] for row in run["measured"] if protocol in row][-count:]
-    return sum(rows) / len(rows)
-
-
-def _text(values: Sequence[float], digits: int = 3) -> str:
-    mean, spread = mean_and_spread(values)
-    return f"{mean:.{digits}g}" + (f" +- {spread:.2g}" if len(values) > 1 else "")
-
-
-def _pairs(record: dict[str, Any], first: str, second: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    return list(zip(_units(record, first), _units(record, second)))
-
-
 # --- the claims ---------------------------------------------------------------------------------------------------------
 
 
@@ -82,16 +51,18 @@ def _reverse_rises(records: Records) -> tuple[str, list[str]]:
     epoch = record["numbers"]["epoch"]
     holds, evidence = {}, []
     for reading in ("literal", "recommended"):
-        runs = _units(record, f"{reading}-base")
+        runs = units_of(record, f"{reading}-base")
         rises = []
         for protocol in ("fresh noisy", "driven noisy", "persistent noisy"):
-            early = [_at(run, 5 * epoch, protocol, "reverse") for run in runs]
-            late = [_at(run, 25 * epoch, protocol, "reverse") for run in runs]
-            falls = [_at(r, 25 * epoch, protocol, "forward") - _at(r, 5 * epoch, protocol, "forward") for r in runs]
+            early = [measured_near(run, 5 * epoch, protocol, "reverse") for run in runs]
+            late = [measured_near(run, 25 * epoch, protocol, "reverse") for run in runs]
+            falls = [
+                measured_near(r, 25 * epoch, protocol, "forward") - measured_near(r, 5 * epoch, protocol, "forward")
+                for r in runs
+            ]
             rises.append(all(b > 2 * max(a, 0) and b > a for a, b in zip(early, late)) and all(f < 0 for f in falls))
-            evidence.append(
-                f"{reading}, {protocol}, epoch 5 to 25: reverse {_text(early)} to {_text(late)}, forward by {_text(falls)}"
-            )
+            change = f"reverse {spread_text(early)} to {spread_text(late)}, forward by {spread_text(falls)}"
+            evidence.append(f"{reading}, {protocol}, epoch 5 to 25: {change}")
         holds[reading] = rises[0] and rises[1]  # from a wide start, as the paper looks at it
     if all(holds.values()):
         return "holds", evidence
@@ -105,18 +76,20 @@ def _beam_lowers_both(records: Records) -> tuple[str, list[str]]:
         ("literal", ("driven noisy", "persistent noisy")),
         ("recommended", ("driven mean", "persistent mean")),
     ):
-        base = _units(record, f"{reading}-base")
+        base = units_of(record, f"{reading}-base")
         for protocol in kinds:
-            pairs = _pairs(record, f"{reading}-beam", f"{reading}-control")
+            pairs = pairs_of(record, f"{reading}-beam", f"{reading}-control")
             reverse = [
-                _late(beam, protocol, "reverse") / _late(control, protocol, "reverse") for beam, control in pairs
+                late_mean(beam, protocol, "reverse") / late_mean(control, protocol, "reverse")
+                for beam, control in pairs
             ]
             forward = [
-                _late(beam, protocol, "forward") - _late(control, protocol, "forward") for beam, control in pairs
+                late_mean(beam, protocol, "forward") - late_mean(control, protocol, "forward")
+                for beam, control in pairs
             ]
             change = {
                 metric: [
-                    _late(beam, protocol, metric, 1) - _late(b, protocol, metric, 1)
+                    late_mean(beam, protocol, metric, 1) - late_mean(b, protocol, metric, 1)
                     for (beam, _), b in zip(pairs, base)
                 ]
                 for metric in ("forward", "reverse")
@@ -124,8 +97,9 @@ def _beam_lowers_both(records: Records) -> tuple[str, list[str]]:
             beats.append(sum(reverse) / len(reverse) < 0.8)
             lowers.append(all(mean_and_spread(change[m])[0] < 0.005 for m in change))
             evidence.append(
-                f"{reading}, {protocol}: reverse {_text(reverse)} of the same-rate control's, forward by {_text(forward)}; "
-                f"since the switch forward by {_text(change['forward'])}, reverse by {_text(change['reverse'])}"
+                f"{reading}, {protocol}: reverse {spread_text(reverse)} of the same-rate control's, "
+                f"forward by {spread_text(forward)}; since the switch forward by {spread_text(change['forward'])}, "
+                f"reverse by {spread_text(change['reverse'])}"
             )
     if all(beats) and all(lowers):
         return "holds", evidence
@@ -144,13 +118,13 @@ def _comparable_to_gans(records: Records) -> tuple[str, list[str]]:
         record = records[f"mixture_{mixture}"]
         for kind, protocol in (("literal", "hot"), ("recommended", "fresh")):
             for model in ("GAN", "WGAN", "RBM", "driven_RBM", "BEAM"):
-                runs = _units(record, f"{kind}-{model}")
+                runs = units_of(record, f"{kind}-{model}")
                 key = "generator" if model.endswith("GAN") else protocol
                 if runs:
                     good = [run[key]["modes"] >= modes and run[key]["precision"] >= 0.9 for run in runs]
                     name = model if model.endswith("GAN") else f"{kind} {model}"
                     learned.setdefault(name, {})[mixture] = sum(good) > len(good) / 2
-                    precision = _text([run[key]["precision"] for run in runs])
+                    precision = spread_text([run[key]["precision"] for run in runs])
                     found = " ".join(str(run[key]["modes"]) for run in runs)
                     evidence.append(f"{mixture}, {name}: modes {found}, precision {precision}")
     all_three = [name for name, kinds in learned.items() if len(kinds) == 3 and all(kinds.values())]
@@ -159,10 +133,10 @@ def _comparable_to_gans(records: Records) -> tuple[str, list[str]]:
     )
     only_beam = bool(all_three) and all("BEAM" in name for name in all_three)
     record = records["digits_continuous"]
-    beam = [_late(run, "driven mean", "reverse") for run in _units(record, "literal-beam")]
-    gan = [_late(run, "generator mean", "reverse") for run in _units(record, "GAN")]
+    beam = [late_mean(run, "driven mean", "reverse") for run in units_of(record, "literal-beam")]
+    gan = [late_mean(run, "generator mean", "reverse") for run in units_of(record, "GAN")]
     evidence.append(
-        f"continuous MNIST, reverse KL of means: literal BEAM, driven chains {_text(beam)}, GAN {_text(gan)}"
+        f"continuous MNIST, reverse KL of means: literal BEAM, driven chains {spread_text(beam)}, GAN {spread_text(gan)}"
     )
     comparable = sum(beam) / len(beam) < 2 * sum(gan) / len(gan)
     first = "comparable: holds within a factor of 2" if comparable else "comparable: does not hold"
@@ -173,13 +147,13 @@ def _stable(records: Records) -> tuple[str, list[str]]:
     evidence, steady = [], []
     for mixture in _LEARNED:
         for kind, protocol in (("literal", "hot"), ("recommended", "fresh")):
-            runs = _units(records[f"mixture_{mixture}"], f"{kind}-BEAM")
+            runs = units_of(records[f"mixture_{mixture}"], f"{kind}-BEAM")
             precision = [run[protocol]["precision"] for run in runs]
             steady.append(max(precision) - min(precision) < 0.1)
             evidence.append(f"{mixture}, {kind} BEAM, precision over seeds: {' '.join(f'{p:.3f}' for p in precision)}")
-    runs = _units(records["digits_continuous"], "literal-beam")
+    runs = units_of(records["digits_continuous"], "literal-beam")
     evidence.append(
-        f"MNIST, literal BEAM, driven reverse KL: {_text([_late(r, 'driven noisy', 'reverse') for r in runs])}"
+        f"MNIST, literal BEAM, driven reverse KL: {spread_text([late_mean(r, 'driven noisy', 'reverse') for r in runs])}"
     )
     evidence.append("no run ended with a value that is not finite (a failed unit would leave no record)")
     return ("holds" if all(steady) else "holds in part: seeds differ"), evidence
@@ -192,11 +166,11 @@ def _hidden_critic(records: Records) -> tuple[str, list[str]]:
     for after in (5, 10, 15):
         values = {}
         for critic in ("hidden_neighbors", "visible_neighbors", "hidden_forest", "hidden_network"):
-            runs = _units(record, f"literal-{critic}")
-            values[critic] = [_at(run, switch + after * epoch, "driven noisy", "reverse") for run in runs]
+            runs = units_of(record, f"literal-{critic}")
+            values[critic] = [measured_near(run, switch + after * epoch, "driven noisy", "reverse") for run in runs]
         pairs = zip(values["hidden_neighbors"], values["visible_neighbors"])
         faster.append(all(hidden < visible for hidden, visible in pairs))
-        found = ", ".join(f"{name.replace('_', ' ')} {_text(v)}" for name, v in values.items())
+        found = ", ".join(f"{name.replace('_', ' ')} {spread_text(v)}" for name, v in values.items())
         evidence.append(f"reverse KL {after} epochs after the switch, driven chains: {found}")
     return ("holds" if all(faster) else "holds in part" if any(faster) else "does not hold"), evidence
 
@@ -204,13 +178,13 @@ def _hidden_critic(records: Records) -> tuple[str, list[str]]:
 def _cost(records: Records) -> tuple[str, list[str]]:
     record = records["digits_continuous"]
     rates = {
-        kind: [run["updates_per_second"] for run in _units(record, f"literal-{kind}")]
+        kind: [run["updates_per_second"] for run in units_of(record, f"literal-{kind}")]
         for kind in ("beam", "control", "plain")
     }
     ratio = [control / beam for beam, control in zip(rates["beam"], rates["control"])]
     plain = [p / beam for beam, p in zip(rates["beam"], rates["plain"])]
     evidence = [
-        f"time of a BEAM's update over the same without the adversary: {_text(ratio)}; over plain PCD: {_text(plain)}",
+        f"time of a BEAM's update: {spread_text(ratio)} of one without the adversary, {spread_text(plain)} of plain PCD's",
         "beside other work on the same machine: the benchmarks measure it alone",
     ]
     return ("holds" if max(ratio) < 1.5 else "does not hold"), evidence
@@ -240,7 +214,7 @@ def _driven_sampler(records: Records) -> tuple[str, list[str]]:
 def _faces(records: Records, first: str, second: str) -> tuple[dict[str, list[float]], list[str]]:
     """Differences `first` - `second` in the faces' scores over seeds, and the lines that say so."""
     record = records["faces"]
-    pairs = _pairs(record, first, second)
+    pairs = pairs_of(record, first, second)
     differences: dict[str, list[float]] = {}
     evidence = []
     for part, metric in (
@@ -254,8 +228,8 @@ def _faces(records: Records, first: str, second: str) -> tuple[dict[str, list[fl
         values = [(a[part][metric], b[part][metric]) for a, b in pairs]
         differences[metric] = [a - b for a, b in values]
         evidence.append(
-            f"{metric}: {first.replace('_', ' ')} {_text([a for a, _ in values])}, "
-            f"{second.replace('_', ' ')} {_text([b for _, b in values])}"
+            f"{metric}: {first.replace('_', ' ')} {spread_text([a for a, _ in values])}, "
+            f"{second.replace('_', ' ')} {spread_text([b for _, b in values])}"
         )
     return differences, evidence
 
@@ -285,15 +259,15 @@ def _kinds_of_data(records: Records) -> tuple[str, list[str]]:
         record = records[name]
         for protocol in ("fresh noisy", "driven noisy", "persistent noisy"):
             found = {
-                kind: [_late(run, protocol, "reverse") for run in _units(record, f"literal-{kind}")]
+                kind: [late_mean(run, protocol, "reverse") for run in units_of(record, f"literal-{kind}")]
                 for kind in ("plain", "control", "beam")
             }
             forward = {
-                kind: [_late(run, protocol, "forward") for run in _units(record, f"literal-{kind}")]
+                kind: [late_mean(run, protocol, "forward") for run in units_of(record, f"literal-{kind}")]
                 for kind in ("plain", "control", "beam")
             }
             gains[label, protocol] = mean_and_spread(found["control"])[0] - mean_and_spread(found["beam"])[0]
-            said = ", ".join(f"{kind} {_text(forward[kind])} / {_text(found[kind])}" for kind in found)
+            said = ", ".join(f"{kind} {spread_text(forward[kind])} / {spread_text(found[kind])}" for kind in found)
             evidence.append(f"{label}, {protocol}, forward / reverse: {said}")
     continuous = all(gains["continuous", p] > 0 for p in ("fresh noisy", "driven noisy"))
     binary = all(gains["binary", p] > 0 for p in ("fresh noisy", "driven noisy"))

@@ -68,16 +68,17 @@ def train_digits(
     until: int | None = None,
     fork: str | None = None,
     compared: int = ROWS,
+    classifier: str = "classifier",
 ) -> dict[str, Any]:
     """Train one model, or one second phase from the folder `fork` beside this one; figures at every measured checkpoint."""
     config = recipe(recipe_name).override(settings)
-    classifier = load_classifier(folder.parent / "classifier" / "classifier")
+    fitted = load_classifier(folder.parent / classifier / "classifier")
     test = load_rows(data, "test", config.data.scaling)[:compared]
     train = load_rows(data, "train", config.data.scaling)
 
     def measure(found: Checkpoint) -> dict[str, Any]:
         drawn = draw_digits(found, config, train, len(test))
-        figures = {name: score_digits(test, rows, classifier, name.endswith("mean")) for name, rows in drawn.items()}
+        figures = {name: score_digits(test, rows, fitted, name.endswith("mean")) for name, rows in drawn.items()}
         shown = {name: rows[:SHOWN].numpy() for name, rows in drawn.items()}
         np.savez_compressed(folder / f"shown_{found.step:08d}.npz", **shown)  # type: ignore[arg-type]
         return figures

@@ -24,6 +24,8 @@ class Plan:
     """Prepared shards of continuous digits: MNIST, or the embedded 8x8 digits that stand in, and say so."""
     binary: Path | None = None
     """The same, binary."""
+    small: tuple[Path, Path] | None = None
+    """The 8x8 digits, continuous and binary, whatever the others are."""
     faces: dict[str, str] | None = None
     """Folders of a finished `make celeba-train`: pixels, latents and run; None without photographs."""
 

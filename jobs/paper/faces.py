@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from jobs import stack
 from jobs.chain import read_beam
 from jobs.evaluate import Scene, baselines, detected_faces, open_scene, score_draws, score_model, score_samples
 from jobs.paper.experiments import Experiment, Finding, Plan, Table
 from jobs.paper.training import mean_and_spread, read_generator, train_in
-from jobs.paper.units import Unit
+from jobs.paper.units import Stopped, Unit
 from jobs.recipes import recipe
 from pipeline.comm import Comm
 from pipeline.config import GANConfig, RBMConfig
@@ -102,6 +103,27 @@ def train_gan(
     }
 
 
+def train_stack(folder: Path, cache: Path, bottom: str, latents: str, pixels: str) -> dict[str, Any]:
+    """Train a tied second layer on the BEAM of the unit `bottom` (see jobs/stack.py); scores of one layer and of two."""
+    arguments = [
+        "--recipes",
+        "celeba_stack_tied",
+        "--tied",
+        "--bottom",
+        str(folder.parent / bottom / "run"),
+        "--data",
+        latents,
+    ]
+    places = ["--name", "stack", "--runs", str(folder), "--cache", str(cache), "--local", "--no-tracking"]
+    status = stack.main([*arguments, *places])
+    if status == 130:
+        raise Stopped
+    if status:
+        raise RuntimeError(f"jobs.stack ended with status {status}; its error is above")
+    found = json.loads((folder / "stack" / "summary.json").read_text())["comparison"]
+    return {"latent": found["2 layers"], "encoded and back": found["encoded and back"]}
+
+
 def score_baselines(folder: Path, cache: Path, latents: str, pixels: str) -> dict[str, Any]:
     """The same scores of Gaussians, of training photographs, and of the test photographs' reconstructions."""
     scene = open_scene(Path(latents), cache, COMPONENTS)
@@ -160,6 +182,9 @@ def _waves(plan: Plan) -> list[list[Unit]]:
         return []
     places = plan.faces
     units = [Unit("baselines", score_baselines, dict(places))]
+    stacks = [
+        Unit(f"two_layers_tied-{seed}", train_stack, {"bottom": f"centered_BEAM-{seed}", **places}) for seed in SEEDS
+    ]
     for name, (recipe_name, settings, seeds) in BEAMS.items():
         for seed in seeds:
             what = {"recipe_name": recipe_name, "settings": {**settings, "seed": seed}, **places}
@@ -167,7 +192,7 @@ def _waves(plan: Plan) -> list[list[Unit]]:
     for name, recipe_name in GANS.items():
         settings = {"schedules.likelihood.epochs": None, "schedules.likelihood.updates": GAN_UPDATES, "seed": 0}
         units.append(Unit(_slug(f"{name}-0"), train_gan, {"recipe_name": recipe_name, "settings": settings, **places}))
-    return [units]
+    return [units, stacks]
 
 
 def _slug(name: str) -> str:
@@ -188,7 +213,20 @@ def _finish(figures: dict[str, dict[str, Any]], folder: Path, plan: Plan) -> Fin
         _table("Oriented gradients of the pixels", models, "pixels", _PIXELS),
     ]
     pictures = ["baselines/reconstructions.png: test photographs and their reconstructions (Fig. 14), faces"]
-    pictures += [f"{name}/faces.png: 36 samples, {name}" for name in figures if name.endswith("-0")]
+    drawn = [name for name in figures if name.endswith("-0") and (folder / name / "faces.png").exists()]
+    pictures += [f"{name}/faces.png: 36 samples, {name}" for name in drawn]
+    if "two_layers_tied-0" in figures:
+        pictures.append("two_layers_tied-0/stack/samples.png: samples of the stack, faces")
+    back = [figures[name]["encoded and back"] for name in figures if "encoded and back" in figures[name]]
+    if back:
+        tables.append(
+            _table(
+                "Photographs up and down again: what a perfect second layer would give",
+                {"two layers": [{"latent": row} for row in back]},
+                "latent",
+                _LATENT,
+            )
+        )
     return Finding(tables, {}, pictures, [__doc__ or ""])
 
 

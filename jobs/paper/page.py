@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jobs.paper.bars import Bar
 from jobs.paper.claims import Verdict
 from jobs.report_page import Block, Heading, Note, Section, Table, photographs, plot, render
 from pipeline.data.shards import replace_file
@@ -13,7 +14,12 @@ QUICK = "Quick form: toy sizes that prove that the code runs. None of these figu
 
 
 def write_page(
-    path: Path, records: dict[str, dict[str, Any]], verdicts: Sequence[Verdict], homes: dict[str, Path], quick: bool
+    path: Path,
+    records: dict[str, dict[str, Any]],
+    verdicts: Sequence[Verdict],
+    bars: Sequence[Bar],
+    homes: dict[str, Path],
+    quick: bool,
 ) -> Path:
     """Write the HTML page; pictures come from the folders in `homes`, and one that is not there is said to be missing."""
     claims: list[Block] = [
@@ -24,6 +30,8 @@ def write_page(
     ]
     claims += [Note(f"{v.number}: {command}") for v in verdicts for command in v.commands]
     sections = [Section("claims", "Claims", claims)]
+    if bars:
+        sections.append(Section("bars", "Bars", [Table(_BAR_HEAD, [_bar_cells(bar) for bar in bars])]))
     for name, record in records.items():
         blocks: list[Block] = [
             Note(f"{record['figure']}. `{record['command']}`, {record['seconds']} s, {record['machine']}.")
@@ -46,7 +54,9 @@ def write_page(
     return _write(path, render(TITLE, sections, QUICK if quick else "", [path.parent]))
 
 
-def write_markdown(path: Path, records: dict[str, dict[str, Any]], verdicts: Sequence[Verdict]) -> Path:
+def write_markdown(
+    path: Path, records: dict[str, dict[str, Any]], verdicts: Sequence[Verdict], bars: Sequence[Bar]
+) -> Path:
     """Write claims and tables as Markdown."""
     lines = [
         f"# {TITLE}",
@@ -59,6 +69,8 @@ def write_markdown(path: Path, records: dict[str, dict[str, Any]], verdicts: Seq
     for v in verdicts:
         lines += [f"### {v.number}. {v.claim}", "", f"**{v.verdict}**", ""]
         lines += [f"- {line}" for line in v.evidence] + [f"- `{c}`" for c in v.commands] + [""]
+    if bars:
+        lines += ["## Bars", "", *_markdown_table(_BAR_HEAD, [_bar_cells(bar) for bar in bars])]
     for record in records.values():
         lines += [f"## {record['title']}", "", f"{record['figure']}. `{record['command']}`, {record['seconds']} s.", ""]
         for note in record["notes"]:
@@ -70,6 +82,18 @@ def write_markdown(path: Path, records: dict[str, dict[str, Any]], verdicts: Seq
                 ""
             ]
     return _write(path, "\n".join(lines).rstrip() + "\n")
+
+
+_BAR_HEAD = ("what", "bar", "came out", "reached")
+
+
+def _bar_cells(bar: Bar) -> list[str]:
+    return [bar.what, bar.bar, bar.found, "yes" if bar.met else "NO"]
+
+
+def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    body = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return ["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *body, ""]
 
 
 def _write(path: Path, text: str) -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from jobs.paper.__main__ import EXPERIMENTS, main
+from jobs.paper.bars import Bar, compare
 from jobs.paper.claims import CLAIMS, judge
 from jobs.paper.experiments import Experiment, Finding, Plan, Table, read_record, run_experiment
 from jobs.paper.page import write_markdown, write_page
@@ -169,12 +170,13 @@ def test_the_page_and_the_text_show_verdicts_tables_and_missing_pictures(tmp_pat
         "tables": [{"title": "scores", "head": ["model", "F"], "rows": [["a|b", "1"]]}], "notes": ["how"],
     }  # fmt: skip
     records = {"digits_continuous": record}
-    page = write_page(tmp_path / "index.html", records, judge(records), {"digits_continuous": tmp_path}, True)
+    bars = [Bar("a bar", "above 1", "2", True), Bar("another", "above 1", "0", False)]
+    page = write_page(tmp_path / "index.html", records, judge(records), bars, {"digits_continuous": tmp_path}, True)
     text = page.read_text()
     assert "Digits &lt;b&gt;" in text and "toy sizes" in text and "curves.png is not here" in text
     assert "holds" in text and str(tmp_path) not in text
-    markdown = write_markdown(tmp_path / "paper.md", records, judge(records)).read_text()
-    assert "| a\\|b | 1 |" in markdown and "**holds**" in markdown
+    markdown = write_markdown(tmp_path / "paper.md", records, judge(records), bars).read_text()
+    assert "| another | above 1 | 0 | NO |" in markdown and "| a\\|b | 1 |" in markdown and "**holds**" in markdown
 
 
 def test_every_experiment_names_recipes_that_exist_and_units_that_differ() -> None:
@@ -183,7 +185,7 @@ def test_every_experiment_names_recipes_that_exist_and_units_that_differ() -> No
     folder = Path("cache") / "test" / "paper-digits"
     write_digits(folder)
     for quick in (True, False):
-        plan = Plan(quick, folder, folder, {"pixels": "p", "latents": "l"})
+        plan = Plan(quick, folder, folder, (folder, folder), {"pixels": "p", "latents": "l"})
         for experiment in EXPERIMENTS:
             units = [unit for wave in experiment.waves(plan) for unit in wave]
             assert units or experiment.name == "research"
@@ -223,3 +225,23 @@ def test_the_command_runs_an_experiment_and_then_finds_it_done(tmp_path, capsys)
     assert "data:image/png;base64" in page and "Quick form" in page
     record = json.loads((tmp_path / "runs" / "paper-quick" / "results" / "divergences.json").read_text())
     assert record["numbers"]["holds"] and record["quick"]
+
+
+def ring(**precision: list[float]) -> dict[str, Any]:
+    """A record of the ring in which every model has 8 modes and these precisions over seeds."""
+    units = {}
+    for model in ("recommended-driven_RBM", "recommended-BEAM", "literal-RBM", "literal-driven_RBM"):
+        for seed, value in enumerate(precision.get(model.replace("-", "_"), [0.98, 0.98, 0.98])):
+            row = {"modes": 8, "precision": value, "forward": 0.1, "reverse": 0.05}
+            units[f"{model}-{seed}"] = {"fresh": row, "hot": row}
+    return {"units": units}
+
+
+def test_bars_take_the_median_the_worst_seed_or_every_seed_as_they_say() -> None:
+    def met(**precision: list[float]) -> list[bool]:
+        return [bar.met for bar in compare({"mixture_ring": ring(literal_RBM=[0.2], **precision)})]
+
+    assert met() == [True, True, True, True]
+    assert met(recommended_driven_RBM=[0.98, 0.5, 0.97]) == [True, False, True, True]
+    assert met(recommended_BEAM=[0.98, 0.5, 0.97]) == [True, True, False, True]
+    assert met(literal_driven_RBM=[0.5, 0.6, 0.98]) == [True, True, True, False]

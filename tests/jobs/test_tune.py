@@ -57,8 +57,8 @@ def test_a_sweep_that_is_killed_goes_on_and_ends_with_a_registered_model(trackin
     while not list(sweep.glob("progress/search/*.json")) and time.monotonic() < deadline:
         assert process.poll() is None, (folder / "log").read_text()[-3000:]
         time.sleep(0.1)
-    os.kill(process.pid, signal.SIGKILL)  # before or after Tune wrote what it knows for the first time
-    process.wait()
+    os.killpg(process.pid, signal.SIGINT)  # Ctrl-C reaches Ray's processes, too
+    assert process.wait(timeout=120) == 130, (folder / "log").read_text()[-3000:]
 
     process = start(folder)
     deadline = time.monotonic() + 300

@@ -1,0 +1,38 @@
+"""Reading the experiments' records: units by kind, measurements by step, values with their spread."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from jobs.paper.training import mean_and_spread
+
+Records = dict[str, dict[str, Any]]
+"""Experiment -> its record."""
+
+
+def units_of(record: dict[str, Any], kind: str) -> list[dict[str, Any]]:
+    """Figures of the units `kind-0`, `kind-1`, ... in order of the seed."""
+    names = [name for name in record["units"] if name.rpartition("-")[0] == kind]
+    return [record["units"][name] for name in sorted(names, key=lambda name: int(name.rpartition("-")[2]))]
+
+
+def measured_near(run: dict[str, Any], step: float, protocol: str, metric: str) -> float:
+    """A metric of the measurement nearest to `step` updates."""
+    row = min((row for row in run["measured"] if protocol in row), key=lambda row: abs(row["step"] - step))
+    return row[protocol][metric]
+
+
+def late_mean(run: dict[str, Any], protocol: str, metric: str, count: int = 3) -> float:
+    """Mean of a metric over the last `count` measurements."""
+    rows = [row[protocol][metric] for row in run["measured"] if protocol in row][-count:]
+    return sum(rows) / len(rows)
+
+
+def spread_text(values: Sequence[float], digits: int = 3) -> str:
+    """Mean and standard deviation over seeds, in words."""
+    mean, spread = mean_and_spread(values)
+    return f"{mean:.{digits}g}" + (f" +- {spread:.2g}" if len(values) > 1 else "")
+
+
+def pairs_of(record: dict[str, Any], first: str, second: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Units of two kinds, seed by seed."""
+    return list(zip(units_of(record, first), units_of(record, second)))
