@@ -36,7 +36,7 @@ class Table:
 
     title: str
     head: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    rows: list[list[str]]
 
 
 @dataclass(frozen=True)

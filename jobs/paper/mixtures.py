@@ -190,9 +190,10 @@ _PROTOCOL_OF = {"literal": "hot", "recommended": "fresh"}
 def _finish(mixture: str, figures: dict[str, dict[str, Any]], folder: Path, plan: Plan) -> Finding:
     numbers = collect(figures)
     tables = [as_table(f"{mixture}: {protocol} chains", numbers, protocol) for protocol in ("fresh", "driven", "hot")]
-    tables += [
-        as_table(f"{mixture}: GANs and what a score is worth", numbers, p) for p in ("generator", "truth", "gaussian")
-    ]
+    worth = as_table(f"{mixture}: GANs, and what a score is worth", numbers, "generator")
+    for protocol, name in (("truth", "the mixture itself"), ("gaussian", "one Gaussian with its moments")):
+        worth.rows.extend([name, *row[1:]] for row in as_table("", numbers, protocol).rows)
+    tables.append(worth)
     tables.append(as_table(f"{mixture}: equilibrium, exact divergences", numbers, "equilibrium"))
     exact = make_mixture(mixture)
 
