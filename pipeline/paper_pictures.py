@@ -237,6 +237,7 @@ def mixing_traces(
             f"{name}: changes of mode per 1 000 sweeps: {' of v, '.join(switches)} of h", fontsize=10, loc="left"
         )
         _trace_axes(axes, "v", len(sweeps), (-reach, reach))
+        last = axes
         side = figure.add_subplot(grid[line, 1], sharey=axes)
         edges, density = sampler["histogram"]["edges"], sampler["histogram"]["density"]
         outside = 1 - float(np.dot(density, np.diff(edges)))
@@ -254,8 +255,9 @@ def mixing_traces(
             below.axhline(1, color="0.6", lw=0.7, ls=":")
             below.set_yscale("log")
             _trace_axes(below, "β", len(sweeps), None)
+            last = below
             line += 1
-    figure.axes[-1].set_xlabel("sweep")
+    last.set_xlabel("sweep")
     return _save(figure, path, title, dataset)
 
 

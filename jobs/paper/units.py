@@ -19,6 +19,8 @@ import torch
 from tqdm import tqdm
 
 from data_prep.manifest import write_json
+from jobs.recipes import recipe
+from pipeline.config import chosen_settings
 from pipeline.data.shards import canonical_hash
 
 _log = logging.getLogger(__name__)
@@ -33,8 +35,10 @@ class Unit(NamedTuple):
 
     @property
     def fingerprint(self) -> str:
-        """What the result depends on."""
-        return canonical_hash([f"{self.function.__module__}.{self.function.__qualname__}", self.settings])
+        """What the result depends on: the function, its settings, and of a training all that its recipe chooses."""
+        name = self.settings.get("recipe_name")
+        recipes = [] if name is None else [chosen_settings(recipe(name).override(self.settings["settings"]))]
+        return canonical_hash([f"{self.function.__module__}.{self.function.__qualname__}", self.settings, *recipes])
 
 
 class Stopped(Exception):

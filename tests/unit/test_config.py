@@ -23,6 +23,7 @@ from pipeline.config import (
     RunConfig,
     SamplerConfig,
     Schedules,
+    chosen_settings,
     flatten,
     parse_settings,
 )
@@ -310,3 +311,18 @@ def test_configs_are_frozen_and_hashable(config: RunConfig) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.data.batch_size = 3  # type: ignore[misc]
     assert hash(config) == hash(RunConfig.from_dict(config.to_dict()))
+
+
+def test_a_run_is_known_by_what_it_chooses():
+    chosen = chosen_settings(RunConfig("a", model=RBMConfig(3, 2, initial_std=0.25)))
+    assert chosen["name"] == "a" and chosen["model"] == {
+        "kind": "RBMConfig",
+        "num_visible": 3,
+        "num_hidden": 2,
+        "initial_std": 0.25,
+    }
+    assert chosen["data"] == {"kind": "DataConfig"}, "what is at its default does not show"
+    other = RunConfig("a", model=RBMConfig(3, 2, initial_std=0.25), data=DataConfig(batch_size=7))
+    assert chosen_settings(other)["data"] == {"kind": "DataConfig", "batch_size": 7}
+    none = RunConfig("a", model=AutoencoderConfig(), sampler=None, critic=None)
+    assert chosen_settings(none)["sampler"] is None and chosen_settings(none)["model"]["kind"] == "AutoencoderConfig"
