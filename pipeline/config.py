@@ -46,6 +46,9 @@ class RBMConfig:
     library takes 0.01."""
     fixed_std: float | None = None
     """Standard deviation of the Gaussian visible units, in the units of the rows, held constant; None: it is learned."""
+    initial_thresholds: Literal["origin", "data"] = "origin"
+    """Of Gaussian visible and Bernoulli hidden units. origin: hidden biases 0, visible biases the data's mean. data: each
+    hidden unit switches at a hyperplane through a random row, and the mean of v over all hidden states is the data's."""
     min_std: float = 0.01
     """Floor of a Gaussian unit's standard deviation: the log-variance is clamped at 2 log(min_std) after each update."""
     center_visible: bool = False
@@ -61,6 +64,13 @@ class RBMConfig:
         _require(0 < self.initial_std <= 2, "model.initial_std", self.initial_std, "in (0, 2]")
         _require(0 <= self.initial_smoothing < 1, "model.initial_smoothing", self.initial_smoothing, "in [0, 1)")
         _require(self.fixed_std is None or self.fixed_std > 0, "model.fixed_std", self.fixed_std, "positive, or null")
+        _require(
+            self.initial_thresholds == "origin"
+            or ((self.visible_units, self.hidden_units) == ("gaussian", "bernoulli") and not self.center_hidden),
+            "model.initial_thresholds",
+            self.initial_thresholds,
+            "origin, unless visible units are gaussian and hidden ones bernoulli and not centered",
+        )
         _require(0 < self.min_std < 1, "model.min_std", self.min_std, "in (0, 1)")
         _require(0 < self.centering_rate <= 1, "model.centering_rate", self.centering_rate, "in (0, 1]")
 
@@ -360,11 +370,34 @@ class Phase:
 
 
 @dataclass(frozen=True)
+class DataNoise:
+    """Gaussian noise added to the rows of each batch, which falls over a run: `initial` for hold_updates, then by equal ratios
+    to `final` over fall_updates, then none.
+
+    Modes that the noise has merged come apart one from another while sigma follows it, instead of being found all at once.
+    """
+
+    initial: float = 0.5
+    """Standard deviation, in the units of the rows that the model sees."""
+    final: float = 0.01
+    hold_updates: int = 100
+    """These two are multiplied by epochs_scale, as phases are."""
+    fall_updates: int = 400
+
+    def __post_init__(self) -> None:
+        _require(0 < self.final <= self.initial, "schedules.noise.final", self.final, "positive, at most noise.initial")
+        _require(self.hold_updates >= 0, "schedules.noise.hold_updates", self.hold_updates, "at least 0")
+        _require(self.fall_updates >= 1, "schedules.noise.fall_updates", self.fall_updates, "at least 1")
+
+
+@dataclass(frozen=True)
 class Schedules:
     """The phases in their order: maximum likelihood, then the adversary. An autoencoder and a GAN have the first only."""
 
     likelihood: Phase = field(default_factory=lambda: Phase(epochs=10))
     adversarial: Phase = field(default_factory=lambda: Phase(updates=0, gamma=0.1))
+    noise: DataNoise | None = None
+    """On the rows of an RBM with Gaussian visible units; null: none."""
 
 
 @dataclass(frozen=True)
@@ -462,6 +495,9 @@ class RunConfig:
             _require(metric != "reconstruction_mse", "evaluation.selection_metric", metric, "of samples, for a BEAM")
             needs_critic = self.schedules.likelihood.gamma < 1 or self.schedules.adversarial.gamma < 1
             _require(not needs_critic or self.critic is not None, "critic", None, "set when a phase has gamma < 1")
+        if self.schedules.noise is not None:
+            gaussian = isinstance(self.model, RBMConfig) and self.model.visible_units == "gaussian"
+            _require(gaussian, "schedules.noise", self.schedules.noise, "null, unless visible units are gaussian")
         if isinstance(self.optimizer, NaturalGradientConfig):
             m = self.model
             small = isinstance(m, RBMConfig) and m.num_visible * m.num_hidden + 2 * m.num_visible + m.num_hidden <= (
@@ -516,6 +552,23 @@ class RunConfig:
                 raise ConfigError(f"unknown setting {key!r}; the nearest is {near[0]!r} (see `--show` for all of them)")
             node[parts[-1]] = new
         return RunConfig.from_dict(tree)
+
+
+def chosen_settings(config: Any) -> dict[str, Any]:
+    """What of a config differs from the defaults of its parts' classes, as nested plain values; `kind` names each class.
+
+    A run is known by it: a setting that comes up later, at its default, does not make another run of an old one.
+    """
+    out: dict[str, Any] = {"kind": type(config).__name__}
+    for field_ in dataclasses.fields(config):
+        value = getattr(config, field_.name)
+        if dataclasses.is_dataclass(value):
+            out[field_.name] = chosen_settings(value)
+            continue
+        default = field_.default if field_.default_factory is dataclasses.MISSING else field_.default_factory()
+        if value != default:
+            out[field_.name] = value
+    return out
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import math
 
-from pipeline.config import Cosine, PowerLaw
+from pipeline.config import Cosine, DataNoise, PowerLaw
 
 
 def learning_rate(rule: PowerLaw | Cosine, step: int, num_steps: int, decay_updates: int) -> float:
@@ -27,3 +27,14 @@ def learning_rate(rule: PowerLaw | Cosine, step: int, num_steps: int, decay_upda
     if step < warmup:
         return rule.initial * (step + 1) / warmup
     return rule.initial * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (num_steps - warmup)))
+
+
+def noise_std(rule: DataNoise | None, step: int, epochs_scale: float) -> float:
+    """Standard deviation of the noise on the rows of update `step` (from 0, of the run); 0 without a rule, and at its end.
+
+    initial (final / initial)^u, u from 0 to 1 over fall_updates after hold_updates, both times epochs_scale; then 0.
+    """
+    if rule is None:
+        return 0.0
+    share = (step - rule.hold_updates * epochs_scale) / (rule.fall_updates * epochs_scale)
+    return 0.0 if share >= 1 else rule.initial * (rule.final / rule.initial) ** max(0.0, share)

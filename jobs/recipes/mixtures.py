@@ -94,16 +94,16 @@ def mixture_ring() -> RunConfig:
 
     1. The rate is .1: on scaled rows the weights are smaller by the data's standard deviation, 1.43; at .15 sigma came out
        too wide in three of four runs.
-    2. 500 updates of likelihood come first, and the adversary goes on at the rate they end with. With the adversary from the
-       start one seed in five ended with too wide a sigma (precision .6); the same seed was right after this phase, with gamma
-       .8, and with batches of 500: early on the adversary's estimate is mostly noise.
+    2. 1 000 updates of likelihood come first, and the adversary goes on at the rate they end with. With the adversary from the
+       start one seed in five ended with too wide a sigma (precision .6); the same seed was right after 500 or 1 000 such
+       updates, with gamma .8, and with batches of 500: early on the adversary's estimate is mostly noise.
     """
     base = _recommended(mixture_ring_paper(), "mixture_ring")
-    first, decay, epochs = 0.1, 1.0, 5
+    first, decay, epochs = 0.1, 1.0, 10
     end = 1 + decay * epochs
     schedules = Schedules(
         likelihood=Phase(epochs=epochs, learning_rate=PowerLaw(first, decay)),
-        adversarial=Phase(epochs=25, gamma=0.5, learning_rate=PowerLaw(first / end, decay / end)),
+        adversarial=Phase(epochs=20, gamma=0.5, learning_rate=PowerLaw(first / end, decay / end)),
     )
     return dataclasses.replace(base, schedules=schedules)
 

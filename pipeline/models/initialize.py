@@ -20,6 +20,8 @@ def initialize_rbm(config: RBMConfig, data: Tensor, seed: int, device: torch.dev
     Weights ~ N(0, 2 / (V + H)); hidden biases 0. Gaussian visible units: bias = mean, standard deviation =
     initial_std sqrt((1 - f) Var + f) with the data's variance and f = initial_smoothing (at least min_std). Bernoulli:
     bias = logit(mean); one-hot: bias = log(mean).
+    initial_thresholds = data: hidden unit i has logit 0 at a random row x_i, so bias -x_i W_i / s; the visible bias is
+    mean - W 1 / 2, the mean of v over uniform hidden states then the data's.
     Centered layers: visible offset = data mean, hidden offset = mean of E[h | v] on (the first 4096 rows of) the data.
 
     Args:
@@ -49,6 +51,11 @@ def initialize_rbm(config: RBMConfig, data: Tensor, seed: int, device: torch.dev
         rbm.visible.bias.copy_(mean.clamp(min=0.01 / len(mean)).log())
     if config.center_visible:
         rbm.visible.offset.copy_(mean)
+    if config.initial_thresholds == "data":
+        picks = torch.randint(len(data), (config.num_hidden,), generator=stream(seed, "initial thresholds"))
+        rows = data[picks.to(data.device)].to(rbm.weights)
+        rbm.hidden.bias.copy_(-(rbm.visible.scaled(rows) * rbm.weights.T).sum(1))
+        rbm.visible.bias.sub_(rbm.weights.sum(1) / 2)
     if config.center_hidden:
         rbm.hidden.offset.copy_(rbm.hidden_mean(data[:_ROWS_FOR_OFFSETS].cpu()).mean(0))
     rbm.requires_grad_(False)

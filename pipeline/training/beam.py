@@ -25,7 +25,7 @@ from pipeline.samplers.driven import DrivenGibbs, GammaProcess, plain_gibbs
 from pipeline.samplers.exchange import ExchangeGibbs, geometric_betas
 from pipeline.samplers.gibbs import ChainState
 from pipeline.samplers.protocols import WideStart
-from pipeline.schedules import learning_rate
+from pipeline.schedules import learning_rate, noise_std
 from pipeline.streams import stream
 from pipeline.training.block import Block, Counts, Measurements, Particles, ascent_direction
 from pipeline.training.monitors import Monitors
@@ -186,6 +186,8 @@ class BeamObjective:
         """Sweep this worker's i-th block of chains and collect its rows of this step."""
         block, generator = self.blocks[i], self.generators[i]
         data = self.batches.block(step, block)
+        if (noise := noise_std(self.config.schedules.noise, step, self.config.epochs_scale)) > 0:
+            data = data + noise * torch.empty_like(data).normal_(generator=generator)
         data_hidden = self.rbm.hidden_statistics(data)
         self.chains[i] = self.sampler.run(self.rbm, self.chains[i], generator, couplings)
         chains = self._at_one(self.chains[i])

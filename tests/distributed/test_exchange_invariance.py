@@ -1,4 +1,4 @@
-"""Natural gradient and replica exchange: the same bits on any number of workers, and from a checkpoint."""
+"""Natural gradient, replica exchange and noise on the data: the same bits on any number of workers, and from a checkpoint."""
 
 import dataclasses
 import math
@@ -7,7 +7,7 @@ import pytest
 from groups import run_group
 from test_beam_invariance import assert_equal, run, tiny
 
-from pipeline.config import NaturalGradientConfig, RBMConfig, RunConfig, SamplerConfig
+from pipeline.config import DataNoise, NaturalGradientConfig, RBMConfig, RunConfig, SamplerConfig
 
 
 def exchanging(natural: bool, **model: object) -> RunConfig:
@@ -15,9 +15,10 @@ def exchanging(natural: bool, **model: object) -> RunConfig:
     base = tiny(search="torch")
     return dataclasses.replace(
         base,
-        model=RBMConfig(23, 11, **model),  # type: ignore[arg-type]
+        model=RBMConfig(23, 11, initial_thresholds="data", **model),  # type: ignore[arg-type]
         sampler=SamplerConfig(num_chains=13, gibbs_steps=3, num_blocks=4, beta_std=0.0, num_temperatures=3),
         optimizer=NaturalGradientConfig() if natural else base.optimizer,
+        schedules=dataclasses.replace(base.schedules, noise=DataNoise(hold_updates=5, fall_updates=9)),
     )
 
 

@@ -10,6 +10,7 @@ from small import small_rbm
 
 from pipeline.config import RBMConfig
 from pipeline.models.rbm import RBM
+from pipeline.models.units import Gaussian
 from pipeline.samplers.driven import plain_gibbs
 from pipeline.samplers.exchange import ExchangeGibbs, geometric_betas
 from pipeline.samplers.gibbs import ChainState
@@ -65,8 +66,9 @@ def test_separated_modes_get_their_weights() -> None:
     rbm = RBM(RBMConfig(1, 1, "gaussian", "bernoulli"))
     with torch.no_grad():
         rbm.weights.fill_(2.0)
+        assert isinstance(rbm.visible, Gaussian)
         rbm.visible.log_variance.fill_(2 * math.log(0.1))
-        rbm.hidden.bias.fill_(math.log(0.7 / 0.3) - 2.0**2 / (2 * 0.1**2))  # type: ignore[operator]
+        rbm.hidden.bias.fill_(math.log(0.7 / 0.3) - 2.0**2 / (2 * 0.1**2))
     rows = 4000
     stuck = ChainState(torch.zeros(rows, 1), torch.zeros(rows, 1), torch.ones(rows, 1))
     assert float(plain_gibbs(150).run(rbm, stuck, seeded(2)).hidden.mean()) == 0.0

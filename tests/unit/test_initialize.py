@@ -163,3 +163,17 @@ def test_a_fixed_variance_stays():
     after = dict(objective.rbm.named_parameters())
     assert torch.equal(after["visible.log_variance"], before["visible.log_variance"])
     assert not torch.equal(after["weights"], before["weights"])
+
+
+def test_thresholds_at_rows_of_the_data() -> None:
+    """Each hidden unit is undecided at a row; v has the data's mean over all hidden states; weights and scales stay."""
+    rbm, data = initialized("gaussian", initial_thresholds="data")
+    plain, _ = initialized("gaussian")
+    assert torch.equal(rbm.weights, plain.weights) and torch.equal(rbm.visible.log_variance, plain.visible.log_variance)
+    logits = (rbm.hidden.bias + rbm.hidden_field(data)).abs()
+    assert (logits.min(0).values < 1e-4).all()
+    assert len(set(logits.argmin(0).tolist())) > 1, "not one row for all units"
+    halves = torch.full((1, 5), 0.5)
+    torch.testing.assert_close(rbm.visible_mean(halves)[0], data.mean(0))
+    other, _ = initialized("gaussian", seed=1, initial_thresholds="data")
+    assert not torch.equal(other.hidden.bias, rbm.hidden.bias)
