@@ -7,23 +7,36 @@ from pathlib import Path
 from typing import Any
 
 from jobs.paper.experiments import Experiment, Finding, Plan
-from jobs.paper.mixtures import SEEDS, as_table, collect, train_mixture
+from jobs.paper.mixtures import QUICK_ROWS, SEEDS, as_table, collect, train_mixture
 from jobs.paper.units import Unit
 
-RECIPES: dict[str, tuple[str, dict[str, Any], int]] = {}
+_NO_ADVERSARY = {"schedules.likelihood.gamma": 1.0, "schedules.adversarial.gamma": 1.0}
+CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "grid": ("mixture_grid_learned_sigma", {}, {"name": "grid"}),
+    "grid_gamma_1": ("mixture_grid_learned_sigma", _NO_ADVERSARY, {"name": "grid"}),
+    "grid_4x6": ("mixture_grid_learned_sigma", {}, {"name": "grid", "rows": 4, "columns": 6}),
+    "grid_moved_x10": ("mixture_grid_learned_sigma", {}, {"name": "grid", "shift": [5.0, -3.0], "scale": 10.0}),
+    "ring": ("mixture_ring_learned_sigma", {}, {"name": "ring"}),
+    "ring_of_12": ("mixture_ring_learned_sigma", {}, {"name": "ring", "num_modes": 12, "radius": 3.0}),
+}
+"""Recipe, its settings, and the mixture."""
+ROWS = {"grid": 100_000, "ring": 10_000}
 
 
 def _waves(plan: Plan) -> list[list[Unit]]:
     units = []
-    for label, (recipe_name, geometry, rows) in RECIPES.items():
-        short = {"epochs_scale": 0.01} if plan.quick else {}
+    cases = [name for name in CASES if name in ("grid", "ring")] if plan.quick else list(CASES)
+    for label in cases:
+        recipe_name, settings, geometry = CASES[label]
+        short = {**QUICK_ROWS, "epochs_scale": 0.02} if plan.quick else {}
+        more = {"compared": 200} if plan.quick else {}
         for seed in SEEDS[:1] if plan.quick else SEEDS:
-            what = {"recipe_name": recipe_name, "settings": short, "geometry": geometry}
-            count = rows // (10 if plan.quick else 1)
+            what = {"recipe_name": recipe_name, "settings": {**settings, **short}, "geometry": geometry, **more}
+            rows = ROWS[geometry["name"]] // (10 if plan.quick else 1)
             units.append(
-                Unit(f"{label}-{seed}", train_mixture, {**what, "rows": count, "seed": seed, "curve_every": None})
+                Unit(f"{label}-{seed}", train_mixture, {**what, "rows": rows, "seed": seed, "curve_every": None})
             )
-    return [units] if units else []
+    return [units]
 
 
 def _finish(figures: dict[str, dict[str, Any]], folder: Path, plan: Plan) -> Finding:
