@@ -30,14 +30,17 @@ from pipeline.metrics.digits import (
     train_digit_classifier,
 )
 from pipeline.metrics.divergences import forward_reverse_kl
-from pipeline.metrics.images import precision_recall
+from pipeline.metrics.image_features import to_pixels
+from pipeline.metrics.image_scores import BOOTSTRAP, GAUSSIAN, bootstrap, score_images
+from pipeline.metrics.images import precision_recall, sample_full_gaussian
+from pipeline.metrics.likelihood import estimate_log_likelihood, estimate_log_partition
 from pipeline.models.gan import generate
 from pipeline.models.rbm import RBM
 from pipeline.samplers.driven import DrivenGibbs, GammaProcess, plain_gibbs
 from pipeline.samplers.gibbs import ChainState
 from pipeline.samplers.protocols import DRIVEN, FRESH, WideStart, draw_samples
 from pipeline.streams import stream
-from pipeline.training.checkpoint import Checkpoint
+from pipeline.training.checkpoint import Checkpoint, load_latest
 from pipeline.training.loop import read_history
 
 ROWS = 1000
@@ -150,3 +153,62 @@ def score_digits(test: Tensor, rows: Tensor, classifier: TrainedClassifier, coun
         found = class_scores(classifier, rows)
         figures |= {"classes": found.effective_classes, "confidence": found.confidence}
     return figures
+
+
+def score_pictures(folder: Path, cache: Path, data: str, runs: list[str], compared: int = ROWS) -> dict[str, Any]:
+    """Scores of finished runs' pictures in the fixed space of oriented gradients, with what a Gaussian and memory get.
+
+    Driven chains, E[v | h]; a GAN's samples. `runs` are the folders beside this one.
+    """
+    train, test = (load_rows(data, split) for split in ("train", "test"))
+    test = test[:compared]
+    side = round(test.shape[1] ** 0.5)
+    generator = stream(1, "picture baselines")
+    drawn = {
+        GAUSSIAN: sample_full_gaussian(train, len(test), generator).clamp(0, 1),
+        BOOTSTRAP: bootstrap(train, len(test), generator),
+    }
+    for run in runs:
+        found, config = _finished(folder.parent / run)
+        rows = draw_digits(found, config, train, len(test))
+        drawn[run] = rows["generator mean"] if isinstance(config.model, GANConfig) else rows["driven mean"]
+    pictures = {name: to_pixels(rows.clamp(0, 1), side) for name, rows in drawn.items()}
+    scores = score_images(to_pixels(test, side), pictures, train_pixels=to_pixels(train[:10_000], side))
+    return {
+        name: {
+            "mmd": found.polynomial.squared,
+            "mmd_error": found.polynomial.standard_error,
+            "precision": found.manifold.precision,
+            "recall": found.manifold.recall,
+            "two_sample": found.neighbors.overall,
+            "generated_accuracy": found.neighbors.generated,
+            "novelty": found.novelty,
+        }
+        for name, found in scores.items()
+    }
+
+
+def score_likelihoods(folder: Path, cache: Path, data: str, runs: list[str], compared: int = ROWS) -> dict[str, Any]:
+    """Log-likelihood of test rows under finished binary RBMs, nats per row, by annealed importance sampling (or exactly)."""
+    train, test = (load_rows(data, split) for split in ("train", "test"))
+    out = {}
+    for run in runs:
+        found, config = _finished(folder.parent / run)
+        assert isinstance(config.model, RBMConfig)
+        rbm, _ = read_beam(found, config.model)
+        partition = estimate_log_partition(rbm, train, 100, 1000)
+        estimate = estimate_log_likelihood(rbm, test[:compared], partition)
+        out[run] = {
+            "nats": estimate.nats,
+            "data_error": estimate.data_error,
+            "partition_error": estimate.partition_error,
+            "method": partition.method,
+            "effective_sample_size": partition.effective_sample_size,
+        }
+    return out
+
+
+def _finished(folder: Path) -> tuple[Checkpoint, RunConfig]:
+    found = load_latest(folder / "run" / "checkpoints")
+    assert found is not None, f"{folder.name} comes first"
+    return found, RunConfig.from_dict(found.meta["config"])

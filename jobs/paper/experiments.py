@@ -52,6 +52,10 @@ class Finding:
     """Protocol, readings of what the paper leaves open, what the eye sees."""
 
 
+Finish = Callable[[dict[str, dict[str, Any]], Path, Plan], Finding]
+"""From the figures of all units by name, and the experiment's folder, to the finding; draws the pictures."""
+
+
 @dataclass(frozen=True)
 class Experiment:
     """One row of the paper."""
@@ -61,8 +65,7 @@ class Experiment:
     title: str
     waves: Callable[[Plan], list[list[Unit]]]
     """Units of one wave may use what the units of earlier waves left in their folders. Empty: cannot be run here."""
-    finish: Callable[[dict[str, dict[str, Any]], Path, Plan], Finding]
-    """From the figures of all units by name, and the experiment's folder, to the finding; draws the pictures."""
+    finish: Finish
     missing: str = ""
     """What to do when `waves` is empty."""
     home: str = ""
