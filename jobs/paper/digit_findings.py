@@ -84,7 +84,7 @@ def _later_table(title: str, found: dict[str, dict[str, Any]]) -> Table:
 
 
 def finish_for(title: str, names: Sequence[str], curve_models: Sequence[str], slug: str) -> Finish:
-    """How an experiment ends: tables of all models, grids of `names` (seed 0), curves of `curve_models`; files begin with slug."""
+    """How an experiment ends: tables of all models, grids of `names`, curves of `curve_models`; files begin with `slug`."""
 
     def finish(figures: dict[str, dict[str, Any]], folder: Path, plan: Plan) -> Finding:
         data = plan.binary if slug == "binary" else plan.mnist
