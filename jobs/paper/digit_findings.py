@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from jobs.paper import digits
-from jobs.paper.digit_units import Lengths
+from jobs.paper.digit_units import Lengths, sign_lengths
 from jobs.paper.experiments import Finding, Finish, Plan, Table
 from jobs.paper.training import mean_and_spread
 from pipeline.data.shards import read_manifest
@@ -133,12 +133,12 @@ def finish_sign(figures: dict[str, dict[str, Any]], folder: Path, plan: Plan) ->
     assert plan.small is not None
     tables, pictures = [], []
     for kind, data in zip(("continuous", "binary"), plan.small):
-        at = Lengths(Plan(plan.quick), data, scale=0.1 if plan.quick else 1.0)
+        at = sign_lengths(plan, data)
         own = {name: found for name, found in figures.items() if name.startswith(kind)}
         tables += _end_table(f"8x8 digits, {kind}", _by_model(own))
         curves = _curves(own, at.epoch, "driven noisy", [f"{kind}-{phase}" for phase in ("beam", "control", "flipped")])
         file = f"sign-{kind}.png"
-        divergence_curves(folder / file, curves, 60)
+        divergence_curves(folder / file, curves, at.switch / at.epoch)
         pictures.append(
             f"{file}: divergences with the right sign, without the adversary, with the wrong sign; driven chains, v"
         )

@@ -33,14 +33,14 @@ CRITICS: dict[str, dict[str, Any]] = {
 class Lengths:
     """Updates of the digits experiments: an epoch, the likelihood phase, what is measured when."""
 
-    def __init__(self, plan: Plan, data: Path, scale: float | None = None):
+    def __init__(self, plan: Plan, data: Path, scale: float | None = None, likelihood_epochs: int = 25):
         rows = read_manifest(data).splits["train"].rows
         self.quick = plan.quick
         self.scale = scale or (0.04 if plan.quick else digits.EPOCHS_SCALE)
         per_epoch = -(-rows // 100)
         self.epoch = max(1, round(per_epoch * self.scale))
         self.every = 5 * self.epoch
-        self.switch = max(1, round(25 * per_epoch * self.scale))
+        self.switch = max(1, round(likelihood_epochs * per_epoch * self.scale))
         self.data = data
         self.seeds = SEEDS[:1] if plan.quick else SEEDS
         self.width = int(read_manifest(data).row_shape[0])
@@ -158,20 +158,24 @@ def dcgan(plan: Plan) -> list[list[Unit]]:
     return [[at.classifier()], units]
 
 
+def sign_lengths(plan: Plan, data: Path) -> Lengths:
+    """Of the recipe digits_beam: 60 epochs of likelihood, at its own length."""
+    return Lengths(plan, data, 0.1 if plan.quick else 1.0, 60)
+
+
 def sign(plan: Plan) -> list[list[Unit]]:
     """The critic's sign right, turned around, and no adversary, on 8x8 digits."""
     if plan.small is None:
         return []
     waves: list[list[Unit]] = [[], [], []]
     for kind, data in zip(("continuous", "binary"), plan.small):
-        at = Lengths(Plan(plan.quick), data, scale=0.1 if plan.quick else 1.0)
+        at = sign_lengths(plan, data)
         units = {} if kind == "continuous" else {"model.visible_units": "bernoulli"}
         name, after = f"classifier-{kind}", at.data
         waves[0].append(Unit(name, digits.fit_classifier, {"data": str(after)}))
         for seed in at.seeds:
             more: dict[str, Any] = {"classifier": name, "compared": 250}
-            switch = 60 * at.epoch
-            waves[1].append(at.unit(f"{kind}-base", "digits_beam", seed, units, until=switch, **more))
+            waves[1].append(at.unit(f"{kind}-base", "digits_beam", seed, units, until=at.switch, **more))
             for phase in ("beam", "control", "flipped"):
                 changes = {**units, **SECOND_PHASES[phase]}
                 fork = f"{kind}-base-{seed}"

@@ -162,7 +162,6 @@ def score_pictures(folder: Path, cache: Path, data: str, runs: list[str], compar
     """
     train, test = (load_rows(data, split) for split in ("train", "test"))
     test = test[:compared]
-    side = round(test.shape[1] ** 0.5)
     generator = stream(1, "picture baselines")
     drawn = {
         GAUSSIAN: sample_full_gaussian(train, len(test), generator).clamp(0, 1),
@@ -172,8 +171,8 @@ def score_pictures(folder: Path, cache: Path, data: str, runs: list[str], compar
         found, config = _finished(folder.parent / run)
         rows = draw_digits(found, config, train, len(test))
         drawn[run] = rows["generator mean"] if isinstance(config.model, GANConfig) else rows["driven mean"]
-    pictures = {name: to_pixels(rows.clamp(0, 1), side) for name, rows in drawn.items()}
-    scores = score_images(to_pixels(test, side), pictures, train_pixels=to_pixels(train[:10_000], side))
+    pictures = {name: _enlarged(rows.clamp(0, 1)) for name, rows in drawn.items()}
+    scores = score_images(_enlarged(test), pictures, train_pixels=_enlarged(train[:10_000]))
     return {
         name: {
             "mmd": found.polynomial.squared,
@@ -206,6 +205,13 @@ def score_likelihoods(folder: Path, cache: Path, data: str, runs: list[str], com
             "effective_sample_size": partition.effective_sample_size,
         }
     return out
+
+
+def _enlarged(rows: Tensor) -> Tensor:
+    """Pictures uint8 [n, s, s] of rows [n, V]; 8x8 ones are four times as large, since a gradient's cell has eight pixels."""
+    side = round(rows.shape[1] ** 0.5)
+    times = 4 if side < 16 else 1
+    return to_pixels(rows, side).repeat_interleave(times, 1).repeat_interleave(times, 2)
 
 
 def _finished(folder: Path) -> tuple[Checkpoint, RunConfig]:
