@@ -4,13 +4,12 @@ import json
 import os
 import platform
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from data_prep.manifest import write_json
-from jobs.paper.units import Unit, read_result, run_units
+from jobs.paper.units import Pool, Unit, read_result, run_units
 from pipeline.data.shards import canonical_hash
 from pipeline.provenance import environment_tags
 
@@ -72,9 +71,7 @@ class Experiment:
     """Folder of the units below the runs; experiments that share it share units of one name. Empty: its own name."""
 
 
-def run_experiment(
-    experiment: Experiment, plan: Plan, runs: Path, results: Path, cache: Path, pool: ProcessPoolExecutor
-) -> bool:
+def run_experiment(experiment: Experiment, plan: Plan, runs: Path, results: Path, cache: Path, pool: Pool) -> bool:
     """Run what is not done of an experiment and write <results>/<name>.json; False when it was all there.
 
     Raises:

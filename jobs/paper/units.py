@@ -9,8 +9,10 @@ import logging
 import multiprocessing
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,12 +60,24 @@ def read_result(folder: Path, unit: Unit) -> dict[str, Any] | None:
     return found if found.get("fingerprint") == unit.fingerprint else None
 
 
-def start_pool(processes: int) -> ProcessPoolExecutor:
-    """Processes of one thread each, in which units run; `with` it, so that they end."""
-    return ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_prepare_process)
+class Pool(NamedTuple):
+    """Processes in which units run."""
+
+    executor: ProcessPoolExecutor
+    stopping: Event
+    """Once set, no further unit begins: the executor has handed some out already."""
 
 
-def run_units(units: Sequence[Unit], folder: Path, cache: Path, pool: ProcessPoolExecutor, title: str) -> None:
+@contextmanager
+def start_pool(processes: int) -> Iterator[Pool]:
+    """Processes of one thread each, until the block ends."""
+    context = multiprocessing.get_context("spawn")
+    stopping = context.Event()
+    with ProcessPoolExecutor(processes, context, initializer=_prepare_process, initargs=(stopping,)) as executor:
+        yield Pool(executor, stopping)
+
+
+def run_units(units: Sequence[Unit], folder: Path, cache: Path, pool: Pool, title: str) -> None:
     """Run the units that are not done.
 
     Raises:
@@ -76,7 +90,9 @@ def run_units(units: Sequence[Unit], folder: Path, cache: Path, pool: ProcessPoo
     failures: list[str] = []
     with tqdm(total=len(units), initial=len(units) - len(todo), desc=title, unit="unit") as bar:
         try:
-            running: dict[Future[float], Unit] = {pool.submit(_run, unit, folder, cache): unit for unit in todo}
+            running: dict[Future[float], Unit] = {
+                pool.executor.submit(_run, unit, folder, cache): unit for unit in todo
+            }
             for future in as_completed(running):
                 unit = running[future]
                 try:
@@ -89,7 +105,8 @@ def run_units(units: Sequence[Unit], folder: Path, cache: Path, pool: ProcessPoo
                     _log.error("%s/%s failed: %s", title, unit.name, error)
                 bar.update()
         except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.stopping.set()
+            pool.executor.shutdown(wait=False, cancel_futures=True)
             for child in psutil.Process().children(recursive=True):
                 child.send_signal(signal.SIGINT)  # a training writes a checkpoint and ends
             raise
@@ -97,13 +114,20 @@ def run_units(units: Sequence[Unit], folder: Path, cache: Path, pool: ProcessPoo
         raise UnitFailed(f"{len(failures)} of {len(todo)} units of {title} failed; {failures[0]}")
 
 
-def _prepare_process() -> None:
+_stopping: Event | None = None  # of this process, when it belongs to a pool
+
+
+def _prepare_process(stopping: Event) -> None:
+    global _stopping
+    _stopping = stopping
     torch.set_num_threads(1)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
 
 
 def _run(unit: Unit, folder: Path, cache: Path) -> float:
     """Run one unit and write its result; returns its seconds, those of earlier attempts included."""
+    if _stopping is not None and _stopping.is_set():
+        raise Stopped
     own = folder / unit.name
     own.mkdir(parents=True, exist_ok=True)
     before = _seconds_before(own, unit)

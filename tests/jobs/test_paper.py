@@ -2,6 +2,9 @@
 
 import copy
 import json
+import signal
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -245,3 +248,32 @@ def test_bars_take_the_median_the_worst_seed_or_every_seed_as_they_say() -> None
     assert met(recommended_driven_RBM=[0.98, 0.5, 0.97]) == [True, False, True, True]
     assert met(recommended_BEAM=[0.98, 0.5, 0.97]) == [True, True, False, True]
     assert met(literal_driven_RBM=[0.5, 0.6, 0.98]) == [True, True, True, False]
+
+
+def wait_for_it(folder: Path, cache: Path, seconds: float) -> dict[str, Any]:
+    """A unit that says that it began, and sleeps."""
+    (folder / "began").touch()
+    time.sleep(seconds)
+    return {}
+
+
+def test_an_interrupt_ends_what_runs_and_begins_nothing_more(tmp_path: Path) -> None:
+    units = [Unit(f"w-{i}", wait_for_it, {"seconds": 60.0 + i}) for i in range(6)]
+
+    def interrupt() -> None:
+        while not (tmp_path / "w-0" / "began").exists():
+            time.sleep(0.05)
+        time.sleep(0.3)
+        signal.pthread_kill(main_thread, signal.SIGINT)
+
+    main_thread = threading.main_thread().ident
+    assert main_thread is not None
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), start_pool(1) as pool:
+        run_units(units, tmp_path, tmp_path, pool, "test")
+    thread.join()
+    assert time.monotonic() - start < 50, "it waited for a unit that had not begun"
+    assert [unit.name for unit in units if (tmp_path / unit.name / "began").exists()] == ["w-0"]
+    assert not any((tmp_path / unit.name / "result.json").exists() for unit in units)
