@@ -171,7 +171,7 @@ def test_only_what_is_missing_or_damaged_is_drawn_again(model: Model, tmp_path: 
 def test_killed_and_interrupted_runs_go_on(options: list[str], tmp_path: Path) -> None:
     """A real process, killed, interrupted and terminated: whole shards only, and in the end the bits of an undisturbed run."""
     out = tmp_path / "out"
-    options = [*options, "--n", "28", "--shard-rows", "4", "--gibbs-steps", "1000"]
+    options = [*options, "--n", "28", "--shard-rows", "4", "--gibbs-steps", "4000"]
     command = [sys.executable, "-m", "jobs.generate", *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for number, (sent, status) in enumerate(
