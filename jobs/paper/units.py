@@ -7,6 +7,7 @@ so a run that was killed repeats only the units that had not ended, and a traini
 import json
 import logging
 import multiprocessing
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -129,14 +130,18 @@ def _run(unit: Unit, folder: Path, cache: Path) -> float:
     if _stopping is not None and _stopping.is_set():
         raise Stopped
     own = folder / unit.name
-    own.mkdir(parents=True, exist_ok=True)
     before = _seconds_before(own, unit)
+    if before is None:  # new, or what is there was made with other settings
+        shutil.rmtree(own, ignore_errors=True)
+        own.mkdir(parents=True)
+        before = 0.0
+        _note_seconds(own, unit, before)
     start = time.perf_counter()
     try:
         figures = unit.function(own, cache, **unit.settings)
     finally:
         seconds = before + time.perf_counter() - start
-        write_json(own / "seconds.json", {"fingerprint": unit.fingerprint, "seconds": seconds})
+        _note_seconds(own, unit, seconds)
     write_json(
         own / "result.json",
         {"fingerprint": unit.fingerprint, "settings": unit.settings, "seconds": seconds, "figures": figures},
@@ -144,9 +149,14 @@ def _run(unit: Unit, folder: Path, cache: Path) -> float:
     return seconds
 
 
-def _seconds_before(folder: Path, unit: Unit) -> float:
+def _note_seconds(folder: Path, unit: Unit, seconds: float) -> None:
+    write_json(folder / "seconds.json", {"fingerprint": unit.fingerprint, "seconds": seconds})
+
+
+def _seconds_before(folder: Path, unit: Unit) -> float | None:
+    """Seconds of earlier attempts at this unit; None when what is in `folder` belongs to no attempt at it."""
     try:
         noted = json.loads((folder / "seconds.json").read_text())
     except (OSError, json.JSONDecodeError):
-        return 0.0
-    return float(noted["seconds"]) if noted["fingerprint"] == unit.fingerprint else 0.0
+        return None
+    return float(noted["seconds"]) if noted["fingerprint"] == unit.fingerprint else None

@@ -71,6 +71,7 @@ def test_a_record_is_made_once_and_again_when_a_unit_changes(pool, tmp_path: Pat
     assert run(5)
     record = read_record(tmp_path / "toy.json")
     assert record["numbers"] == {"sum": 6} and record["units"]["a"]["times"] == 1
+    assert record["units"]["b"]["times"] == 1, "nothing is left of the unit with other settings"
     nothing = Experiment("none", "", "", lambda plan: [], finish, missing="give it data")
     assert not run_experiment(nothing, Plan(), tmp_path, tmp_path, tmp_path, pool)
 
