@@ -1,6 +1,7 @@
 """Recipes of handwritten digits (Table II): MNIST, continuous and binary. Data: `python -m jobs.prepare mnist`.
 
-Times are for one thread of a 2-core CPU at half the table's number of updates (`epochs_scale=0.5`).
+Times are for one thread of a 2-core CPU at half the table's number of updates (`epochs_scale=0.5`). One block: four blocks
+of 25 rows take 1.8 times as long (43 against 78 updates/s), more than a second worker gains.
 """
 
 import dataclasses
@@ -26,13 +27,15 @@ def mnist_beam_paper() -> RunConfig:
     Where the paper is silent: sigma starts at the data's and is learned without a floor, statistics come straight from the
     driven chains (both as in the authors' library), 100 chains, decay .1 per epoch. Under this reading sigma shrinks all the
     time, and the reverse KL of fresh chains rises in the likelihood phase, as in Fig. 5. The paper's 6e5 samples are 60 000,
-    of which 54 000 are trained on. Expected: 7 minutes.
+    of which 54 000 are trained on. Expected: 4 minutes.
     """
     return RunConfig(
         name="mnist_beam_paper",
         data=DataConfig(batch_size=100),
         model=RBMConfig(784, 200, initial_std=1.0, initial_smoothing=0.01, min_std=1e-3),
-        sampler=SamplerConfig(num_chains=100, gibbs_steps=5, beta_std=0.95, beta_momentum=0.9, statistics_sweeps=0),
+        sampler=SamplerConfig(
+            num_chains=100, gibbs_steps=5, beta_std=0.95, beta_momentum=0.9, statistics_sweeps=0, num_blocks=1
+        ),
         critic=CriticConfig(num_neighbors=2, search="torch"),
         optimizer=OptimizerConfig(beta1=0.9, beta2=0.999),
         schedules=Schedules(
@@ -47,7 +50,7 @@ def mnist_beam_paper() -> RunConfig:
 
 
 def mnist_beam() -> RunConfig:
-    """Recommended for continuous MNIST: mnist_beam_paper with three deviations. 7 minutes.
+    """Recommended for continuous MNIST: mnist_beam_paper with three deviations. 4 minutes.
 
     1. Sigma starts at half the data's standard deviation: at 1 the likelihood is flat to second order in the weights.
     2. One sweep at beta = 1 before the statistics: the driven chains' own variance, s / beta, biases a learned sigma.
@@ -62,7 +65,7 @@ def mnist_beam() -> RunConfig:
 
 
 def mnist_binary_beam_paper() -> RunConfig:
-    """Table II on binary MNIST (Fig. 6, second row): Bernoulli visible units, otherwise mnist_beam_paper. 7 minutes."""
+    """Table II on binary MNIST (Fig. 6, second row): Bernoulli visible units, otherwise mnist_beam_paper. 4 minutes."""
     model = RBMConfig(784, 200, visible_units="bernoulli")
     return dataclasses.replace(mnist_beam_paper(), name="mnist_binary_beam_paper", model=model)
 
