@@ -24,6 +24,7 @@ from pipeline.comm import Comm
 from pipeline.config import GANConfig, RBMConfig
 from pipeline.data.shards import load_split, read_manifest
 from pipeline.metrics.image_scores import BOOTSTRAP, GAUSSIAN, bootstrap, score_images
+from pipeline.metrics.inception import NOT_COMPUTED, fid, find_inception
 from pipeline.models.autoencoder import to_pixels
 from pipeline.models.gan import generate
 from pipeline.pictures import image_grid, reconstruction_rows
@@ -150,6 +151,7 @@ def score_pixels(folder: Path, scene: Scene, pixels: Path, drawn: Tensor) -> dic
     gaussian = scene.pixels(baselines(scene)["full Gaussian"])
     others = {GAUSSIAN: gaussian, BOOTSTRAP: bootstrap(train, n, generator)}
     scores = score_images(real, {"model": drawn, **others}, train_pixels=train)["model"]
+    network = find_inception()
     image_grid(drawn[:36], 6, folder / "faces.png")
     np.save(folder / "faces.npy", drawn[:36].numpy())
     return {
@@ -163,6 +165,7 @@ def score_pixels(folder: Path, scene: Scene, pixels: Path, drawn: Tensor) -> dic
         "novelty": scores.novelty,
         "face_share": detected_faces(drawn),
         "sharpness": sharpness(drawn) / sharpness(scene.pixels(scene.test)),
+        "fid": None if network is None else fid(real, drawn, network),
     }
 
 
@@ -200,7 +203,17 @@ def _slug(name: str) -> str:
 
 
 _LATENT = ("frechet_latent", "recall", "precision", "duplicates", "variance_ratio", "kl_forward", "kl_reverse")
-_PIXELS = ("mmd", "precision", "recall", "two_sample", "generated_accuracy", "novelty", "sharpness", "face_share")
+_PIXELS = (
+    "mmd",
+    "precision",
+    "recall",
+    "two_sample",
+    "generated_accuracy",
+    "novelty",
+    "sharpness",
+    "face_share",
+    "fid",
+)
 
 
 def _finish(figures: dict[str, dict[str, Any]], folder: Path, plan: Plan) -> Finding:
@@ -227,7 +240,8 @@ def _finish(figures: dict[str, dict[str, Any]], folder: Path, plan: Plan) -> Fin
                 _LATENT,
             )
         )
-    return Finding(tables, {}, pictures, [__doc__ or ""])
+    notes = [__doc__ or ""] if find_inception() else [__doc__ or "", f"{NOT_COMPUTED}."]
+    return Finding(tables, {}, pictures, notes)
 
 
 def _table(title: str, models: dict[str, list[dict[str, Any]]], part: str, keys: tuple[str, ...]) -> Table:

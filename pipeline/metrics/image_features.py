@@ -3,7 +3,7 @@
 Scores in the latents of an autoencoder favor the model that was trained on those latents. These features are a formula
 (Dalal and Triggs, "Histograms of oriented gradients for human detection", 2005): where strokes and edges are and which
 way they run, without color and with contrast normalized within blocks. They see shape; they do not see color or
-overall brightness. Inception features (and FID) are not here: see NO_INCEPTION.
+overall brightness. Inception's features are in inception.py.
 """
 
 import math
@@ -11,10 +11,6 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-NO_INCEPTION = "not computed: Inception weights are not here"
-"""What a table shows in place of FID. Neither the network nor its weights are a dependency of this project, and code
-that was never run against the weights would give numbers nobody checked."""
 
 NUM_BINS = 9
 """Unsigned orientations, [0, 180) degrees."""
