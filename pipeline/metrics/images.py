@@ -298,11 +298,21 @@ def score_latents(
 
 def _covered_share(points: Tensor, centers: Tensor, num_neighbors: int) -> float:
     radii = nearest_distances(centers, None, num_neighbors)[:, -1]
-    # Direct distances: a point that equals a center of radius 0 is covered, which rounding would decide at random.
-    covered = [
-        (torch.cdist(block, centers, compute_mode="donot_use_mm_for_euclid_dist") <= radii).any(1)
-        for block in points.split(1024)
-    ]
+    middle = centers.mean(0)
+    around = centers - middle
+    squares = around.square().sum(1)
+    covered = []
+    for block in points.split(1024):
+        rows = block - middle
+        sizes = rows.square().sum(1, keepdim=True) + squares
+        inside = radii.square() - torch.addmm(sizes, rows, around.T, alpha=-2)  # r^2 - |x - c|^2
+        rounding = 1e-10 * sizes
+        found = (inside > rounding).any(1)
+        # Direct distances where rounding would decide: a point that equals a center of radius 0 is covered.
+        unsure = ~found & (inside >= -rounding).any(1)
+        direct = torch.cdist(block[unsure], centers, compute_mode="donot_use_mm_for_euclid_dist")
+        found[unsure] = (direct <= radii).any(1)
+        covered.append(found)
     return torch.cat(covered).double().mean().item()
 
 
