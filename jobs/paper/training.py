@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.chain import part_of
-from jobs.paper.units import Stopped
+from jobs.paper.units import Stopped, stop_wanted
 from jobs.train import TrainJob, run_worker
 from pipeline.comm import Comm
 from pipeline.config import GANConfig, RunConfig
@@ -65,6 +65,7 @@ def train_in(
 
     look(load_latest(checkpoints))  # written, and perhaps not looked at, before a kill
     with StopRequest().on_signals() as stop:
+        stop.requested = stop_wanted()
         for progress in run_worker(job, Comm(device=pick_device()), stop):
             if progress.stopped:
                 raise Stopped

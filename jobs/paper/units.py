@@ -109,7 +109,9 @@ def run_units(units: Sequence[Unit], folder: Path, cache: Path, pool: Pool, titl
             pool.stopping.set()
             pool.executor.shutdown(wait=False, cancel_futures=True)
             for child in psutil.Process().children(recursive=True):
-                child.send_signal(signal.SIGINT)  # a training writes a checkpoint and ends
+                # A training writes a checkpoint and ends. Not SIGINT: a terminal's Ctrl-C has sent that one to all, a second
+                # would end the training before it has written, and in a shell's background it is ignored.
+                child.send_signal(signal.SIGTERM)
             raise
     if failures:
         raise UnitFailed(f"{len(failures)} of {len(todo)} units of {title} failed; {failures[0]}")
@@ -118,16 +120,22 @@ def run_units(units: Sequence[Unit], folder: Path, cache: Path, pool: Pool, titl
 _stopping: Event | None = None  # of this process, when it belongs to a pool
 
 
+def stop_wanted() -> bool:
+    """True in a process of a pool that is to end: a signal may have come before there was a handler for it."""
+    return _stopping is not None and _stopping.is_set()
+
+
 def _prepare_process(stopping: Event) -> None:
     global _stopping
     _stopping = stopping
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is no training ends at once
     torch.set_num_threads(1)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
 
 
 def _run(unit: Unit, folder: Path, cache: Path) -> float:
     """Run one unit and write its result; returns its seconds, those of earlier attempts included."""
-    if _stopping is not None and _stopping.is_set():
+    if stop_wanted():
         raise Stopped
     own = folder / unit.name
     before = _seconds_before(own, unit)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import multiprocessing
 import signal
 import threading
 import time
@@ -278,3 +279,19 @@ def test_an_interrupt_ends_what_runs_and_begins_nothing_more(tmp_path: Path) -> 
     assert time.monotonic() - start < 50, "it waited for a unit that had not begun"
     assert [unit.name for unit in units if (tmp_path / unit.name / "began").exists()] == ["w-0"]
     assert not any((tmp_path / unit.name / "result.json").exists() for unit in units)
+
+
+def test_a_stop_that_came_before_a_training_had_its_handlers_is_not_lost(tmp_path: Path, monkeypatch) -> None:
+    from data_prep.mnist import write_digits
+    from jobs.paper import units
+
+    folder = Path("cache") / "test" / "paper-digits"
+    write_digits(folder)
+    event = multiprocessing.get_context("spawn").Event()
+    monkeypatch.setattr(units, "_stopping", event)
+    event.set()
+    config = recipe("digits_beam").override({"epochs_scale": 0.1, "checkpoint.log_every_updates": 2})
+    with pytest.raises(units.Stopped):
+        train_in(tmp_path / "run", config, folder)
+    event.clear()
+    assert train_in(tmp_path / "run", config, folder, until=10).step == 10
