@@ -8,11 +8,13 @@ all code paths, figures that mean nothing, and nothing under docs/ is touched.
 import argparse
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.mnist import IDXError, write_digits, write_mnist
+from jobs import celeba_train
 from jobs.paper import digit_experiments, divergences, faces, geometry, mixing, mixtures, research
 from jobs.paper.bars import compare
 from jobs.paper.claims import judge
@@ -64,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             record = results / f"{experiment.name}.json"
             if experiment.name in args.redo:
                 record.unlink(missing_ok=True)
+                for unit in (unit for wave in experiment.waves(plan) for unit in wave):
+                    shutil.rmtree(runs / (experiment.home or experiment.name) / unit.name, ignore_errors=True)
             try:
                 ran = run_experiment(experiment, plan, runs, results, args.cache.resolve(), pool)
             except KeyboardInterrupt:
@@ -78,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     records = {name: read_record(results / f"{name}.json") for name in names}
     records = {name: record for name, record in records.items() if record}
     verdicts, bars = judge(records), compare(records)
-    homes = {experiment.name: runs / (experiment.home or experiment.name) for experiment in EXPERIMENTS}
+    homes = {e.name: (results / e.name, runs / (e.home or e.name)) for e in EXPERIMENTS}
     page = write_page(runs / "index.html", records, verdicts, bars, homes, args.quick)
     markdown = runs / "paper.md" if args.quick else project_root() / "docs" / "paper.md"
     text = write_markdown(markdown, records, verdicts, bars)
@@ -90,21 +94,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _plan(args: argparse.Namespace) -> Plan:
-    """Prepare the digits: MNIST where it is, else the embedded 8x8 ones; find the faces."""
+    """Prepare the digits, MNIST where it is, and find the faces. In the quick form 8x8 digits stand in for MNIST; in the
+    full one what needs MNIST is not run without it.
+    """
     mnist = args.mnist or (Path(os.environ["MNIST"]) if os.environ.get("MNIST") else None)
     cache = args.cache.resolve() / "paper"
     small = (cache / "digits", cache / "digits-binary")
     for folder, binary in zip(small, (False, True)):
         write_digits(folder, binary)
-    folders = small
+    folders: tuple[Path | None, Path | None] = small if args.quick else (None, None)
     if mnist is not None and not args.quick:
-        folders = (cache / "mnist", cache / "mnist-binary")
-        for folder, binary in zip(folders, (False, True)):
-            write_mnist(mnist, folder, binary)
-    elif not args.quick:
-        print("no MNIST given (--mnist, or MNIST in the environment): real 8x8 digits stand in")
-    run = args.faces or args.runs / "celeba-celeba_beam"
-    return Plan(args.quick, *folders, small, None if args.quick else faces.find_faces(run, args.cache))
+        continuous, binarized = cache / "mnist", cache / "mnist-binary"
+        write_mnist(mnist, continuous, False)
+        write_mnist(mnist, binarized, True)
+        folders = (continuous, binarized)
+    run = args.faces or args.runs / ("paper-faces" if args.quick else "celeba-celeba_beam")
+    if args.quick and args.faces is None and (not args.only or "faces" in args.only):
+        places = ["--runs", str(args.runs), "--cache", str(args.cache), "--name", run.name]
+        if celeba_train.main(["--quick", "--local", *places]):
+            raise ValueError("the quick faces could not be made; the error is above")
+    return Plan(args.quick, *folders, small, faces.find_faces(run, args.cache))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -8,12 +8,23 @@ import numpy as np
 
 from jobs.paper import digits
 from jobs.paper.digit_units import Lengths, sign_lengths
-from jobs.paper.experiments import Finding, Finish, Plan, Table
+from jobs.paper.experiments import PROTOCOLS, Finding, Finish, Plan, Table
+from jobs.paper.records import late_mean
 from jobs.paper.training import mean_and_spread
 from pipeline.data.shards import read_manifest
 from pipeline.paper_pictures import digit_grids, divergence_curves
 
-_COLUMNS = ("forward", "reverse", "precision", "recall", "classes", "confidence")
+_COLUMNS = {
+    "forward": "forward, nats/dim",
+    "reverse": "reverse, nats/dim",
+    "precision": "precision",
+    "recall": "recall",
+    "classes": "classes",
+    "confidence": "confidence",
+    "floored": "floored",
+}
+LATE = 3
+"""Tables show means over so many of the last measurements of a run."""
 
 
 def _by_model(figures: dict[str, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -25,7 +36,7 @@ def _by_model(figures: dict[str, dict[str, Any]]) -> dict[str, list[dict[str, An
 
 
 def _end_table(title: str, models: dict[str, list[dict[str, Any]]]) -> list[Table]:
-    """For each protocol the last measurement of every model, mean and spread over seeds."""
+    """For each protocol the mean of every model's last measurements, and its spread over seeds."""
     protocols = [
         key for key in ("fresh noisy", "driven noisy", "persistent noisy", "fresh mean", "driven mean", "persistent mean",
                         "generator mean")
@@ -35,12 +46,21 @@ def _end_table(title: str, models: dict[str, list[dict[str, Any]]]) -> list[Tabl
     for protocol in protocols:
         rows = []
         for model, runs in models.items():
-            last = [run["measured"][-1][protocol] for run in runs if protocol in run["measured"][-1]]
-            if last:
-                cells = [_spread([row[c] for row in last]) if c in last[0] else "-" for c in _COLUMNS]
-                rows.append([model, str(len(last)), *cells])
-        tables.append(Table(f"{title}: {protocol}", ("model", "seeds", *_COLUMNS), rows))
+            shown = [run for run in runs if protocol in run["measured"][-1]]
+            if shown:
+                there = shown[0]["measured"][-1][protocol]
+                cells = [
+                    _spread([late_mean(run, protocol, c, LATE) for run in shown]) if c in there else "-"
+                    for c in _COLUMNS
+                ]
+                rows.append([model, str(len(shown)), *cells])
+        tables.append(Table(f"{title}: {protocol}", ("model", "seeds", *_COLUMNS.values()), rows))
     return tables
+
+
+def _reference_table(title: str, found: dict[str, dict[str, float]]) -> Table:
+    rows = [[name, *(f"{row[c]:.3g}" for c in _COLUMNS)] for name, row in found.items()]
+    return Table(f"{title}: what these scores are worth", ("rows", *_COLUMNS.values()), rows)
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -65,14 +85,16 @@ def _curves(figures: dict[str, dict[str, Any]], epoch: float, protocol: str, mod
 
 
 def _grids(folder: Path, names: Sequence[str], protocol: str, side: int) -> dict[str, np.ndarray]:
-    grids = {}
+    """Samples of each model by the protocol, with those of GANs, which have none; empty where no model has it."""
+    shown = {}
     for name in names:
         files = sorted((folder / name).glob("shown_*.npz"))
         if files:
-            shown = np.load(files[-1])
-            key = protocol if protocol in shown else "generator mean"
-            grids[name.rsplit("-", 1)[0]] = shown[key].reshape(-1, side, side)
-    return grids
+            shown[name.rsplit("-", 1)[0]] = np.load(files[-1])
+    if not any(protocol in found for found in shown.values()):
+        return {}
+    keys = {model: protocol if protocol in found else "generator mean" for model, found in shown.items()}
+    return {model: found[keys[model]].reshape(-1, side, side) for model, found in shown.items()}
 
 
 def _later_table(title: str, found: dict[str, dict[str, Any]]) -> Table:
@@ -100,15 +122,21 @@ def finish_for(title: str, names: Sequence[str], curve_models: Sequence[str], sl
                 pictures.append(
                     f"{file}: divergences during training, {protocol} chains, v with noise; mean and range over seeds"
                 )
-            grids = _grids(folder, [f"{n}-0" for n in names], f"{protocol} mean", side)
-            if grids:
-                file = f"{slug}-grids-{protocol}.png"
+        for protocol in ("fresh mean", "driven mean", "persistent mean", "generator mean"):
+            if protocol == "generator mean" and pictures:
+                continue  # they stand in the grids of the chains
+            if grids := _grids(folder, [f"{n}-0" for n in names], protocol, side):
+                kind = protocol.split()[0]
+                file = f"{slug}-grids-{kind}.png"
                 digit_grids(folder / file, grids)
-                pictures.append(f"{file}: 16 samples of each model, {protocol} chains, E[v | h], seed 0")
+                how = "" if kind == "generator" else f", {kind} chains, E[v | h]"
+                pictures.append(f"{file}: 16 samples of each model{how}, seed 0")
         dataset = read_manifest(data).dataset
         notes = [
             digits.__doc__ or "",
-            f"Data: {dataset}. An epoch here is {at.epoch} updates; the switch is after {at.switch}.",
+            PROTOCOLS,
+            f"Data: {dataset}. An epoch here is {at.epoch} updates; the switch is after {at.switch}. Tables: means over the "
+            f"last {LATE} measurements of a run, {at.every} updates apart.",
         ]
         if "classifier" in figures:
             c = figures["classifier"]
@@ -120,8 +148,18 @@ def finish_for(title: str, names: Sequence[str], curve_models: Sequence[str], sl
         }
         seconds = [[model, _spread(found)] for model, found in rates.items()]
         tables = _end_table(title, models)
-        later = {"pictures": "oriented gradients of pictures, driven chains, seed 0", "likelihoods": "log-likelihood"}
-        tables += [_later_table(f"{title}: {later[name]}", figures[name]) for name in later if name in figures]
+        if "references" in figures:
+            tables.append(_reference_table(title, figures["references"]))
+        later = {
+            "pictures": "oriented gradients of pictures, driven chains",
+            "likelihoods": "log-likelihood of test rows",
+        }
+        tables += [
+            _later_table(f"{title}: {what}", found)
+            for name, found in figures.items()
+            for begin, what in later.items()
+            if name.startswith(begin)
+        ]
         tables.append(Table(f"{title}: speed", ("model", "updates/s, one thread"), seconds))
         return Finding(tables, {"dataset": dataset, "epoch": at.epoch, "switch": at.switch}, pictures, notes)
 
@@ -142,4 +180,6 @@ def finish_sign(figures: dict[str, dict[str, Any]], folder: Path, plan: Plan) ->
         pictures.append(
             f"{file}: divergences with the right sign, without the adversary, with the wrong sign; driven chains, v"
         )
-    return Finding(tables, {}, pictures, [digits.__doc__ or "", "Real 8x8 digits, not MNIST; 250 rows against 250."])
+    return Finding(
+        tables, {}, pictures, [digits.__doc__ or "", PROTOCOLS, "Real 8x8 digits, not MNIST; 250 rows against 250."]
+    )

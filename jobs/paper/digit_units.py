@@ -22,6 +22,15 @@ SECOND_PHASES: dict[str, dict[str, Any]] = {
     "keep": _KEEP,
     "flipped": {"critic.sign": -1},
 }
+BINARY_TRIES: dict[str, dict[str, Any]] = {
+    "gamma .5": {"schedules.adversarial.gamma": 0.5},
+    "10 neighbors": {"critic.num_neighbors": 10},
+    "sampled features": {"critic.feature": "hidden_sample"},
+    "own chain hidden": {"critic.exclude_own_chain": True, "critic.num_neighbors": 5},
+    "visible critic": {"critic.feature": "visible"},
+    "a third of the rate": {"schedules.adversarial.learning_rate.initial": 3e-5},
+}
+"""Second phases on binary digits, 15 epochs, beside the recipe's own."""
 CRITICS: dict[str, dict[str, Any]] = {
     "hidden neighbors": {},
     "visible neighbors": {"critic.feature": "visible"},
@@ -58,31 +67,39 @@ class Lengths:
         what = {"recipe_name": recipe_name, "settings": settings, "data": str(self.data), "measure_every": self.every}
         if self.quick:
             what["compared"] = 100
-        return Unit(f"{name}-{seed}".replace(" ", "_"), digits.train_digits, {**what, **more})
+        parents = more.pop("parents", ())
+        return Unit(f"{name}-{seed}".replace(" ", "_"), digits.train_digits, {**what, **more}, parents)
 
     def classifier(self) -> Unit:
         """The classifier that every measurement uses."""
         return Unit("classifier", digits.fit_classifier, {"data": str(self.data)})
 
-    def later(self, name: str, function: Callable[..., dict[str, Any]], runs: list[str]) -> Unit:
-        """A unit that scores finished runs by the names of their units."""
+    def references(self) -> Unit:
+        """Scores of rows that no model made."""
         compared = {"compared": 100} if self.quick else {}
-        return Unit(name, function, {"data": str(self.data), "runs": runs, **compared})
+        return Unit("references", digits.score_references, {"data": str(self.data), **compared})
+
+    def later(self, name: str, function: Callable[..., dict[str, Any]], runs: list[Unit]) -> Unit:
+        """A unit that scores finished runs."""
+        compared = {"compared": 100} if self.quick else {}
+        what = {"data": str(self.data), "runs": [run.name for run in runs], **compared}
+        return Unit(name, function, what, tuple(run.fingerprint for run in runs))
 
     def bases(self, readings: dict[str, str], seeds: Iterable[int]) -> list[Unit]:
         """The likelihood phases from which the second phases start."""
-        return [
-            self.unit(f"{reading}-base", name, seed, {}, until=self.switch)
-            for reading, name in readings.items()
-            for seed in seeds
-        ]
+        return [self.base(reading, name, seed) for reading, name in readings.items() for seed in seeds]
+
+    def base(self, reading: str, name: str, seed: int) -> Unit:
+        """One of them."""
+        return self.unit(f"{reading}-base", name, seed, {}, until=self.switch)
 
     def second(
         self, reading: str, name: str, phase: str, changes: dict[str, Any], seed: int, until: int | None = None
     ) -> Unit:
         """A second phase from the reading's likelihood checkpoint of this seed."""
-        base = f"{reading}-base-{seed}"
-        return self.unit(f"{reading}-{phase}", name, seed, changes, fork=base, until=until)
+        base = self.base(reading, name, seed)
+        more: dict[str, Any] = {"fork": base.name, "until": until, "parents": (base.fingerprint,)}
+        return self.unit(f"{reading}-{phase}", name, seed, changes, **more)
 
 
 def continuous(plan: Plan) -> list[list[Unit]]:
@@ -106,12 +123,16 @@ def continuous(plan: Plan) -> list[list[Unit]]:
     ]
     plain = [at.unit("literal-plain", READINGS["literal"], seed, PLAIN) for seed in at.seeds]
     gans = [at.unit(kind.upper(), f"mnist_{kind}", seed, {}) for kind in ("gan", "wgan") for seed in at.seeds]
-    looked_at = [u.name for u in (*second, *plain, *gans) if u.name.endswith("-0") and "keep" not in u.name]
+    looked_at = [u for u in (*second, *plain, *gans) if u.name.endswith("-0") and "keep" not in u.name]
+    rbms = [unit for unit in (*second, *plain) if "keep" not in unit.name]
     return [
         [at.classifier()],
-        first,
+        [*first, at.references()],
         [*second, *flipped, *plain, *gans],
-        [at.later("pictures", digits.score_pictures, looked_at)],
+        [
+            at.later("pictures", digits.score_pictures, looked_at),
+            at.later("likelihoods", digits.score_likelihoods, rbms),
+        ],
     ]
 
 
@@ -127,25 +148,36 @@ def critics(plan: Plan) -> list[list[Unit]]:
         for critic, changes in CRITICS.items()
         for seed in seeds
     ]
-    return [[at.classifier()], at.bases({"literal": READINGS["literal"]}, seeds), second]
+    first = at.bases({"literal": READINGS["literal"]}, seeds)
+    looked_at = at.later("pictures_critics", digits.score_pictures, second)
+    return [[at.classifier()], [*first, at.references()], second, [looked_at]]
 
 
 def binary(plan: Plan) -> list[list[Unit]]:
-    """Fig. 6, second row: Bernoulli visible units."""
+    """Fig. 6, second row: Bernoulli visible units; and the search for a setting in which the adversary helps."""
     if plan.binary is None:
         return []
     at = Lengths(plan, plan.binary)
-    first = at.bases(BINARY, at.seeds)
+    first = [*at.bases({"literal": BINARY["literal"]}, at.seeds), at.base("recommended", BINARY["recommended"], 0)]
     second = [
         at.second(reading, name, phase, SECOND_PHASES[phase], seed)
         for reading, name in BINARY.items()
         for phase in ("beam", "control")
         for seed in (at.seeds if reading == "literal" else at.seeds[:1])
     ]
+    fifteen = at.switch + 15 * at.epoch
+    tries = [
+        at.second("literal", BINARY["literal"], name, changes, seed, until=fifteen)
+        for name, changes in BINARY_TRIES.items()
+        for seed in at.seeds[:2]
+    ]
     plain = [at.unit("literal-plain", BINARY["literal"], seed, PLAIN) for seed in at.seeds]
-    looked_at = [unit.name for unit in (*second, *plain) if unit.name.endswith("-0")]
-    likelihoods = at.later("likelihoods", digits.score_likelihoods, looked_at)
-    return [[at.classifier()], first, [*second, *plain], [likelihoods]]
+    looked_at = [unit for unit in second if unit.name.endswith("-0")] + plain[:1]
+    scores = [
+        at.later("pictures", digits.score_pictures, looked_at),
+        at.later("likelihoods", digits.score_likelihoods, [*second, *plain]),
+    ]
+    return [[at.classifier()], [*first, at.references()], [*second, *tries, *plain], scores]
 
 
 def dcgan(plan: Plan) -> list[list[Unit]]:
@@ -155,7 +187,7 @@ def dcgan(plan: Plan) -> list[list[Unit]]:
     at = Lengths(plan, plan.mnist)
     kinds = {"GAN": "mnist_gan", "DCGAN": "mnist_dcgan"} if at.width == 784 else {"GAN": "mnist_gan"}
     units = [at.unit(name, recipe, seed, {}) for name, recipe in kinds.items() for seed in at.seeds[:1]]
-    return [[at.classifier()], units]
+    return [[at.classifier()], [*units, at.references()], [at.later("pictures_gans", digits.score_pictures, units)]]
 
 
 def sign_lengths(plan: Plan, data: Path) -> Lengths:
@@ -175,9 +207,11 @@ def sign(plan: Plan) -> list[list[Unit]]:
         waves[0].append(Unit(name, digits.fit_classifier, {"data": str(after)}))
         for seed in at.seeds:
             more: dict[str, Any] = {"classifier": name, "compared": 250}
-            waves[1].append(at.unit(f"{kind}-base", "digits_beam", seed, units, until=at.switch, **more))
+            base = at.unit(f"{kind}-base", "digits_beam", seed, units, until=at.switch, **more)
+            waves[1].append(base)
+            more |= {"fork": base.name, "parents": (base.fingerprint,)}
             for phase in ("beam", "control", "flipped"):
-                changes = {**units, **SECOND_PHASES[phase]}
-                fork = f"{kind}-base-{seed}"
-                waves[2].append(at.unit(f"{kind}-{phase}", "digits_beam", seed, changes, fork=fork, **more))
+                waves[2].append(
+                    at.unit(f"{kind}-{phase}", "digits_beam", seed, {**units, **SECOND_PHASES[phase]}, **more)
+                )
     return waves

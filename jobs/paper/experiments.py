@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,11 @@ from jobs.paper.units import Pool, Unit, read_result, run_units
 from pipeline.data.shards import canonical_hash
 from pipeline.provenance import environment_tags
 
+PROTOCOLS = """Protocols. Every chain begins wide: independent normal values with each visible unit's mean and standard
+deviation in the training rows (binary units: draws with the unit's mean), beta = 1. `fresh`: 100 sweeps at beta = 1.
+`driven`: beta from its stationary law, 100 sweeps of the driven sampler at standard deviation .95 and momentum .9, then 5
+sweeps at beta = 1. E[v | h] is taken at the h of the last sweep. No searched setting changes them."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -20,7 +26,7 @@ class Plan:
 
     quick: bool = False
     mnist: Path | None = None
-    """Prepared shards of continuous digits: MNIST, or the embedded 8x8 digits that stand in, and say so."""
+    """Prepared shards of continuous MNIST; in the quick form 8x8 digits stand in, and None without MNIST."""
     binary: Path | None = None
     """The same, binary."""
     small: tuple[Path, Path] | None = None
@@ -88,7 +94,11 @@ def run_experiment(experiment: Experiment, plan: Plan, runs: Path, results: Path
         run_units(wave, folder, cache, pool, experiment.name + part)
     done = {unit.name: read_result(folder, unit) for wave in waves for unit in wave}
     found = {name: result for name, result in done.items() if result is not None}
-    finding = experiment.finish({name: result["figures"] for name, result in found.items()}, folder, plan)
+    figures = {name: result["figures"] for name, result in found.items()}
+    seconds = {name: result["seconds"] for name, result in found.items()}
+    finding = experiment.finish(figures, folder, plan)
+    keep_pictures(finding.pictures, folder, results / experiment.name)
+    tables = [*finding.tables, seconds_table(seconds)]
     write_json(
         record,
         {
@@ -98,17 +108,39 @@ def run_experiment(experiment: Experiment, plan: Plan, runs: Path, results: Path
             "quick": plan.quick,
             "fingerprint": fingerprint,
             "command": f"make paper ONLY={experiment.name}" + (" QUICK=1" if plan.quick else ""),
-            "seconds": round(sum(result["seconds"] for result in found.values())),
+            "seconds": round(sum(seconds.values())),
             "machine": f"{os.cpu_count()} cores ({platform.machine()}), one thread per unit, no GPU used",
             "environment": environment_tags(),
             "numbers": finding.numbers,
-            "tables": [{"title": t.title, "head": list(t.head), "rows": [list(r) for r in t.rows]} for t in finding.tables],
+            "tables": [{"title": t.title, "head": list(t.head), "rows": [list(r) for r in t.rows]} for t in tables],
             "pictures": list(finding.pictures),
             "notes": list(finding.notes),
-            "units": {name: result["figures"] for name, result in found.items()},
+            "units": figures,
+            "unit_seconds": {name: round(value, 1) for name, value in seconds.items()},
         },
     )  # fmt: skip
     return True
+
+
+def seconds_table(seconds: dict[str, float]) -> Table:
+    """Time of training and measuring, by model: units whose names differ in the last part, the seed, are one."""
+    models: dict[str, list[float]] = {}
+    for name, value in seconds.items():
+        kind, _, last = name.rpartition("-")
+        models.setdefault(kind if last.isdigit() else name, []).append(value)
+    rows = [[name, str(len(v)), f"{sum(v) / len(v):.0f}", f"{max(v):.0f}"] for name, v in models.items()]
+    return Table("Time of one thread, training and measuring", ("model", "runs", "mean seconds", "longest"), rows)
+
+
+def keep_pictures(pictures: Sequence[str], source: Path, target: Path) -> None:
+    """Copy an experiment's pictures beside its record, but those of faces: photographs and what was trained on them stay
+    where they are.
+    """
+    shutil.rmtree(target, ignore_errors=True)
+    for file in (entry.partition(": ")[0] for entry in pictures):
+        if "faces" not in file:
+            (target / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / file, target / file)
 
 
 def read_record(file: Path) -> dict[str, Any]:

@@ -3,8 +3,10 @@
 A row of a table is one model on one mixture over several seeds (of the data and of the training). Compared are 2 000 rows of
 the model, v with its noise, and 2 000 test rows, in the units of the data; kNN KL with k = 1 in nats, not per dimension.
 
-Protocols: `fresh` and `driven` are those of pipeline/samplers/protocols.py; `hot` is `driven` without its 5 sweeps at
-beta = 1, the law that a literally trained model was trained under; `equilibrium` is independent rows by enumeration.
+Protocols beside `fresh` and `driven`: `hot` is 100 sweeps of the driven sampler at standard deviation .9 from a wide start,
+the law that a literal driven RBM or BEAM was trained under; `equilibrium` is independent rows by enumeration. Panels show
+literal driven RBMs and BEAMs by `hot` chains, the others by `fresh` ones. On the grid the literal recipes make 10 sweeps an
+update, a tenth of Table I's: 100 would take half an hour a run.
 """
 
 from collections.abc import Sequence
@@ -17,7 +19,8 @@ from torch import Tensor
 
 from data_prep.mixtures import draw_mixture
 from jobs.chain import read_beam
-from jobs.paper.experiments import Experiment, Finding, Plan, Table
+from jobs.paper.experiments import PROTOCOLS, Experiment, Finding, Plan, Table
+from jobs.paper.records import protocol_of
 from jobs.paper.training import read_curve, read_generator, train_in
 from jobs.paper.units import Unit
 from jobs.recipes import recipe
@@ -160,7 +163,7 @@ def _units(mixture: str, plan: Plan) -> list[Unit]:
             for model, changes in MODELS.items():
                 settings = {"recipe_name": name, "settings": {**short, **changes}}
                 units.append(_unit(f"{kind}-{model}", settings, geometry, rows, seed, _curve_every(mixture, plan)))
-        for model in ("gan", "wgan") if mixture != "grid" or seed == seeds[0] else ():
+        for model in ("gan", "wgan"):
             scale = {**QUICK_ROWS, "epochs_scale": _QUICK[mixture] / 10} if plan.quick else {}
             settings = {"recipe_name": f"mixture_{mixture}_{model}", "settings": scale}
             units.append(_unit(f"literal-{model.upper()}", settings, geometry, rows, seed, None))
@@ -184,9 +187,6 @@ def _unit(
     return Unit(f"{name.replace(' ', '_')}-{seed}", train_mixture, what)
 
 
-_PROTOCOL_OF = {"literal": "hot", "recommended": "fresh"}
-
-
 def _finish(mixture: str, figures: dict[str, dict[str, Any]], folder: Path, plan: Plan) -> Finding:
     numbers = collect(figures)
     tables = [as_table(f"{mixture}: {protocol} chains", numbers, protocol) for protocol in ("fresh", "driven", "hot")]
@@ -200,30 +200,25 @@ def _finish(mixture: str, figures: dict[str, dict[str, Any]], folder: Path, plan
     def density(points: np.ndarray) -> np.ndarray:
         return exact.log_prob(torch.from_numpy(points)).exp().numpy()
 
-    panels = {}
-    for kind, protocol in _PROTOCOL_OF.items():
-        shown = {"data": np.load(folder / "reference-0" / "samples.npz")["truth"]}
-        if kind == "literal":
-            shown |= {
-                name: np.load(folder / f"literal-{name}-0" / "samples.npz")["generator"] for name in ("GAN", "WGAN")
-            }
-        shown |= {
-            model: np.load(folder / f"{kind}-{model.replace(' ', '_')}-0" / "samples.npz")[protocol] for model in MODELS
-        }
-        panels[f"{kind} ({protocol} chains)"] = shown
     pictures = []
-    for kind, shown in panels.items():
-        name = f"panels-{kind.split()[0]}.png"
-        sample_panels(folder / name, {f"{mixture}, {kind}": shown}, {f"{mixture}, {kind}": density})
-        pictures.append(f"{name}: samples of each model on {mixture}, seed 0, {kind}")
-    curves = {
-        model: [f["curve"] for name, f in figures.items() if name.startswith(f"recommended-{model.replace(' ', '_')}-")]
-        for model in MODELS
-    }
-    if all(len(curve) > 2 for model in curves.values() for curve in model):
-        divergence_curves(folder / "curves.png", curves, None)
-        pictures.append("curves.png: divergences per epoch, driven chains, mean and range over seeds (as Fig. 4)")
-    return Finding([t for t in tables if t.rows], numbers, pictures, [__doc__ or ""])
+    for kind in ("literal", "recommended"):
+        models = (*(("GAN", "WGAN") if kind == "literal" else ()), *MODELS)
+        units = {model: f"{kind}-{model.replace(' ', '_')}" for model in models}
+        shown = {"data": np.load(folder / "reference-0" / "samples.npz")["truth"]}
+        for model, unit in units.items():
+            shown[model] = np.load(folder / f"{unit}-0" / "samples.npz")[protocol_of(kind, model)]
+        file = f"panels-{kind}.png"
+        sample_panels(folder / file, {f"{mixture}, {kind}": shown}, {f"{mixture}, {kind}": density})
+        pictures.append(f"{file}: samples of each model on {mixture}, seed 0, {kind} (as Fig. 3)")
+        curves = {m: [f["curve"] for name, f in figures.items() if name.startswith(f"{units[m]}-")] for m in models}
+        curves = {model: found for model, found in curves.items() if all(len(curve) > 2 for curve in found)}
+        if curves:
+            file = f"curves-{kind}.png"
+            divergence_curves(folder / file, curves, None)
+            pictures.append(
+                f"{file}: divergences per dimension and epoch, {kind}, driven chains, mean and range over seeds (as Fig. 4)"
+            )
+    return Finding([t for t in tables if t.rows], numbers, pictures, [__doc__ or "", PROTOCOLS])
 
 
 def collect(figures: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -252,7 +247,7 @@ def as_table(title: str, numbers: dict[str, Any], protocol: str) -> Table:
             cells = [_cell(found[protocol][column]) for column in _COLUMNS]
             widths = _cell([sum(s) / len(s) for s in sigma]) if sigma else "-"
             rows.append([model, *cells, widths])
-    return Table(title, ("model", "modes", "precision", "TV", "forward", "reverse", "sigma"), rows)
+    return Table(title, ("model", "modes", "precision", "TV", "forward, nats", "reverse, nats", "sigma"), rows)
 
 
 def _cell(values: Sequence[float]) -> str:

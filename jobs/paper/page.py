@@ -1,6 +1,6 @@
 """The page of the paper's results, pictures embedded, and the same text as Markdown."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ def write_page(
     records: dict[str, dict[str, Any]],
     verdicts: Sequence[Verdict],
     bars: Sequence[Bar],
-    homes: dict[str, Path],
+    homes: Mapping[str, Sequence[Path]],
     quick: bool,
 ) -> Path:
     """Write the HTML page; pictures come from the folders in `homes`, and one that is not there is said to be missing."""
@@ -38,8 +38,8 @@ def write_page(
         ]
         for entry in record["pictures"]:
             file, _, caption = entry.partition(": ")
-            found = homes[name] / file
-            if not found.exists():
+            found = next((home / file for home in homes[name] if (home / file).exists()), None)
+            if found is None:
                 blocks.append(
                     Note(f"{caption}: the picture {file} is not here; run the experiment again to draw it", True)
                 )
@@ -71,10 +71,14 @@ def write_markdown(
         lines += [f"- {line}" for line in v.evidence] + [f"- `{c}`" for c in v.commands] + [""]
     if bars:
         lines += ["## Bars", "", *_markdown_table(_BAR_HEAD, [_bar_cells(bar) for bar in bars])]
-    for record in records.values():
+    for name, record in records.items():
         lines += [f"## {record['title']}", "", f"{record['figure']}. `{record['command']}`, {record['seconds']} s.", ""]
         for note in record["notes"]:
             lines += [note.strip(), ""]
+        for entry in record["pictures"]:
+            file, _, caption = entry.partition(": ")
+            if (path.parent / "results" / name / file).exists():
+                lines += [f"![{caption}](results/{name}/{file})", "", f"*{caption}*", ""]
         for table in record["tables"]:
             lines += [f"**{table['title']}**", ""]
             lines += ["| " + " | ".join(table["head"]) + " |", "|" + "---|" * len(table["head"])]

@@ -36,3 +36,21 @@ def spread_text(values: Sequence[float], digits: int = 3) -> str:
 def pairs_of(record: dict[str, Any], first: str, second: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """Units of two kinds, seed by seed."""
     return list(zip(units_of(record, first), units_of(record, second)))
+
+
+def above(differences: Sequence[float]) -> bool:
+    """True when the mean over seeds exceeds 0 by more than its standard error, and by .005 at least."""
+    mean, spread = mean_and_spread(differences)
+    return mean > max(spread / len(differences) ** 0.5, 0.005)
+
+
+def below(differences: Sequence[float]) -> bool:
+    """`above` of the negative."""
+    return above([-d for d in differences])
+
+
+def protocol_of(kind: str, model: str) -> str:
+    """The protocol by which a model of a mixture is looked at: the law that it was trained under, from a wide start."""
+    if model.endswith("GAN"):
+        return "generator"
+    return "hot" if kind == "literal" and model != "RBM" else "fresh"

@@ -36,7 +36,8 @@ def train_in(
         config: of the run.
         data: folder of shards.
         until: updates after which to end early; None: the run's own end.
-        fork: a folder of checkpoints; the run starts from the newest one there, whatever config it was made with.
+        fork: a folder of checkpoints; the run starts from the newest one there, whatever config it was made with. What it
+            starts from is not looked at: that is the other run's.
         measure_every: checkpoints are written, and looked at, every so many updates, and at the end.
         measure: what is noted about such a checkpoint, in <folder>/measured.jsonl; see `read_measured`.
 
@@ -49,7 +50,8 @@ def train_in(
         )
     manifest = read_manifest(data)
     checkpoints = folder / "checkpoints"
-    if fork is not None and load_latest(checkpoints) is None:
+    begins = load_latest(checkpoints) is None
+    if fork is not None and begins:
         start = load_latest(fork)
         assert start is not None, f"no checkpoint in {fork}: its run comes first"
         meta = {**start.meta, "config": config.to_dict()}
@@ -63,7 +65,8 @@ def train_in(
         with (folder / "measured.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
 
-    look(load_latest(checkpoints))  # written, and perhaps not looked at, before a kill
+    if not begins:
+        look(load_latest(checkpoints))  # written, and perhaps not looked at, before a kill
     with StopRequest().on_signals() as stop:
         stop.requested = stop_wanted()
         for progress in run_worker(job, Comm(device=pick_device()), stop):

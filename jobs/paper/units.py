@@ -24,7 +24,10 @@ from tqdm import tqdm
 from data_prep.manifest import write_json
 from jobs.recipes import recipe
 from pipeline.config import chosen_settings
-from pipeline.data.shards import canonical_hash
+from pipeline.data.shards import canonical_hash, read_manifest
+
+SHARDS = ("data", "latents", "pixels")
+"""Settings that name a folder of shards."""
 
 _log = logging.getLogger(__name__)
 
@@ -35,13 +38,20 @@ class Unit(NamedTuple):
     name: str
     function: Callable[..., dict[str, Any]]
     settings: dict[str, Any]
+    parents: tuple[str, ...] = ()
+    """Fingerprints of the units whose folders it reads."""
 
     @property
     def fingerprint(self) -> str:
-        """What the result depends on: the function, its settings, and of a training all that its recipe chooses."""
+        """What the result depends on: the function, its settings, of a training all that its recipe chooses, the data
+        themselves and not where they lie, and the units before it.
+        """
         name = self.settings.get("recipe_name")
         recipes = [] if name is None else [chosen_settings(recipe(name).override(self.settings["settings"]))]
-        return canonical_hash([f"{self.function.__module__}.{self.function.__qualname__}", self.settings, *recipes])
+        settings = {key: read_manifest(value).hash if key in SHARDS else value for key, value in self.settings.items()}
+        return canonical_hash(
+            [f"{self.function.__module__}.{self.function.__qualname__}", settings, *recipes, *self.parents]
+        )
 
 
 class Stopped(Exception):
