@@ -30,6 +30,7 @@ OUT ?= samples.png
 RUN ?=
 MNIST ?=
 ONLY ?=
+REDO ?=
 FACES ?=
 TESTS ?= tests
 
@@ -66,9 +67,9 @@ generate: $(READY) ## many samples as shards on Ray; MODEL=... N=50000 SEED=0 OU
 	$(PY) -m jobs.generate --model "$(MODEL)" --n $(if $(filter file,$(origin N)),50000,$(N)) --seed $(SEED) \
 	  --out "$(if $(filter file,$(origin OUT)),cache/samples,$(OUT))" --workers $(WORKERS)
 
-paper: $(READY) ## the paper's experiments and claims; MNIST=folder ONLY="name ..." FACES=runs/NAME QUICK=1
+paper: $(READY) ## the paper's experiments and claims; MNIST=folder ONLY="name ..." REDO="name ..." FACES=runs/NAME QUICK=1
 	$(PY) -m jobs.paper $(if $(QUICK),--quick) $(if $(MNIST),--mnist "$(MNIST)") $(if $(FACES),--faces "$(FACES)") \
-	  $(if $(ONLY),--only $(ONLY))
+	  $(if $(ONLY),--only $(ONLY)) $(if $(REDO),--redo $(REDO))
 
 report: $(READY) ## one HTML page about a run, a sweep, or several runs compared; RUN="name [name ...]"
 	$(PY) -m jobs.report $(RUN)
