@@ -119,7 +119,9 @@ def _plan(args: argparse.Namespace) -> Plan:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m jobs.paper", description="the paper, experiment by experiment")
     parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="these experiments (default: all)")
-    parser.add_argument("--redo", nargs="*", default=[], metavar="NAME", help="forget these results and their trainings, and run again")
+    parser.add_argument(
+        "--redo", nargs="*", default=[], metavar="NAME", help="forget results and trainings, and run again"
+    )
     parser.add_argument("--quick", action="store_true", help="toy sizes: all code paths in minutes")
     parser.add_argument("--list", action="store_true", help="name the experiments and stop")
     parser.add_argument(
