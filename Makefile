@@ -33,8 +33,9 @@ ONLY ?=
 REDO ?=
 FACES ?=
 TESTS ?= tests
+CASES ?=
 
-.PHONY: help setup celeba-train sweep paper report sample generate test test-slow lint types clean
+.PHONY: help setup celeba-train sweep paper report sample generate test test-slow bench lint types clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -79,6 +80,9 @@ test: $(READY) ## the default tests (minutes); TESTS=tests/exact for some
 
 test-slow: $(READY) ## the slow tests (face-sized invariance, a killed Ray worker)
 	$(PY) -m pytest -q -m slow $(TESTS)
+
+bench: $(READY) ## updates per second beside other RBM trainers and the machine's limit; CASES="name ..."
+	$(PY) -W ignore -m benchmarks.updates $(if $(CASES),--cases $(CASES))
 
 lint: $(READY) ## ruff
 	$(PY) -m ruff check . && $(PY) -m ruff format --check .

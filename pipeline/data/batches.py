@@ -44,4 +44,4 @@ class Batches:
             self._order, self._epoch = order.to(self.rows.device), epoch
         sizes = self.block_rows(step)
         start = position * self.batch_size + sum(sizes[:block])
-        return self.rows[self._order[start : start + sizes[block]]]
+        return self.rows.index_select(0, self._order[start : start + sizes[block]])

@@ -105,9 +105,15 @@ class RBM(nn.Module):
             grads[f"hidden.{name}"] = value
         return grads
 
-    def hidden_statistics(self, v: Tensor) -> Hidden:
-        """Conditional means (and variances where they matter) of h given v at beta = 1."""
-        return Hidden(self.hidden_mean(v), self.hidden.mean_variance())
+    def hidden_statistics(self, v: Tensor, couplings: Couplings | None = None) -> Hidden:
+        """Conditional means (and variances where they matter) of h given v at beta = 1.
+
+        With `couplings` of the present parameters it is one product; without, the textbook formula.
+        """
+        if couplings is None:
+            return Hidden(self.hidden_mean(v), self.hidden.mean_variance())
+        total = torch.addmm(couplings.hidden_bias, v, couplings.to_hidden)
+        return Hidden(self.hidden.mean(total), self.hidden.mean_variance())
 
     @torch.no_grad()
     def move_hidden_offset_(self, offset: Tensor) -> None:

@@ -80,7 +80,7 @@ class Bernoulli(Units):
     """Units in {0, 1}: a(x) = bias * x."""
 
     def mean(self, total: Tensor, beta: Tensor | float = 1.0) -> Tensor:
-        return torch.sigmoid(total * beta)
+        return torch.sigmoid(total if isinstance(beta, float) and beta == 1 else total * beta)
 
     def sample_(self, total: Tensor, beta: Tensor | None, generator: torch.Generator | None) -> Tensor:
         if beta is not None:

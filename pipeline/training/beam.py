@@ -188,11 +188,11 @@ class BeamObjective:
         data = self.batches.block(step, block)
         if (noise := noise_std(self.config.schedules.noise, step, self.config.epochs_scale)) > 0:
             data = data + noise * torch.empty_like(data).normal_(generator=generator)
-        data_hidden = self.rbm.hidden_statistics(data)
+        data_hidden = self.rbm.hidden_statistics(data, couplings)
         self.chains[i] = self.sampler.run(self.rbm, self.chains[i], generator, couplings)
         chains = self._at_one(self.chains[i])
         visible = self.statistics_sampler.run(self.rbm, chains, generator, couplings).visible
-        hidden = self.rbm.hidden_statistics(visible)
+        hidden = self.rbm.hidden_statistics(visible, couplings)
         if self.feature == "hidden_sample" and gamma < 1:
             hidden = Hidden(self._sample_hidden(visible, generator), None)
             features, data_features = hidden.states, self._sample_hidden(data, generator)

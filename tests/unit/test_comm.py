@@ -140,7 +140,15 @@ def test_named_sums_share_one_buffer() -> None:
         value.untyped_storage().data_ptr() == total.buffer.untyped_storage().data_ptr() for value in sums.values()
     )
     total.zero_()
-    assert not total.buffer.any() and not sums["weights"].any()
+    assert not any(value.any() for value in total.reduce(Comm()).values()), "what nothing was added to is 0"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_first_values_are_rounded_to_the_grid_like_all_others(dtype: torch.dtype) -> None:
+    values = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype) / 3
+    total = ExactSum(SHAPES)
+    total.add_({"weights": values})
+    assert torch.equal(total.reduce(Comm())["weights"], snap_to_grid(values))
 
 
 def test_adding_leaves_the_partial_sums_alone() -> None:
@@ -158,20 +166,24 @@ def test_a_bad_sum_is_named(name: str, bad: float) -> None:
     value.view(-1)[-1] = bad
     total.add_({name: value})
     total.add_({name: torch.zeros(SHAPES[name])})
+    total.reduce(Comm())
     if abs(bad) == LIMIT:
         total.parts[name].view(-1)[-1] = bad  # exactly at the limit (1 was added to it above)
     assert total.first_bad() == name
     total.zero_()
+    total.reduce(Comm())
     assert total.first_bad() is None
 
 
 def test_the_first_of_several_bad_sums_is_named() -> None:
     total = ExactSum(SHAPES)
     total.add_({"count": torch.tensor(math.nan), "bias": torch.full((7,), math.inf)})
+    total.reduce(Comm())
     assert total.first_bad() == "bias"
 
 
 def test_sums_within_the_limit_are_not_bad() -> None:
     total = ExactSum(SHAPES)
     total.add_({"bias": torch.full((7,), LIMIT - 1), "count": torch.tensor(1 - LIMIT)})
+    total.reduce(Comm())
     assert total.first_bad() is None
