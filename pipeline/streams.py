@@ -6,8 +6,11 @@ same however the blocks are dealt to workers.
 """
 
 import hashlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 
 def stream_seed(seed: int, purpose: str, *ids: int) -> int:
@@ -25,3 +28,57 @@ def stream(seed: int, purpose: str, *ids: int, device: torch.device | str = "cpu
     generator = torch.Generator(device=device)
     generator.manual_seed(stream_seed(seed, purpose, *ids))
     return generator
+
+
+class RowStreams(NamedTuple):
+    """The generators of several blocks whose rows stand one after another in one tensor: each draws for its own rows alone."""
+
+    generators: Sequence[torch.Generator]
+    rows: Sequence[int]
+    """Of each block."""
+
+
+Random = torch.Generator | RowStreams | None
+"""Where rows of random numbers come from; None is torch's own generator."""
+
+
+def uniform_(x: Tensor, random: Random) -> Tensor:
+    """Fill `x` [rows, ...] with uniform numbers in [0, 1)."""
+    for part, generator in _by_block(x, random):
+        part.uniform_(generator=generator)
+    return x
+
+
+def normal_(x: Tensor, random: Random) -> Tensor:
+    """Fill `x` [rows, ...] with standard normal numbers."""
+    for part, generator in _by_block(x, random):
+        part.normal_(generator=generator)
+    return x
+
+
+def exponential_(x: Tensor, random: Random) -> Tensor:
+    """Fill `x` [rows, ...] with exponential numbers of mean 1."""
+    for part, generator in _by_block(x, random):
+        part.exponential_(generator=generator)
+    return x
+
+
+def poisson(rate: Tensor, random: Random) -> Tensor:
+    """Poisson numbers of mean `rate` [rows, ...]."""
+    return _drawn(torch.poisson, rate, random)
+
+
+def standard_gamma(shape: Tensor, random: Random) -> Tensor:
+    """Gamma numbers of the given shape parameters [rows, ...] and scale 1."""
+    return _drawn(torch._standard_gamma, shape, random)
+
+
+def _by_block(x: Tensor, random: Random) -> list[tuple[Tensor, torch.Generator | None]]:
+    if not isinstance(random, RowStreams):
+        return [(x, random)]
+    return list(zip(x.split(list(random.rows)), random.generators))
+
+
+def _drawn(draw: Callable[..., Tensor], x: Tensor, random: Random) -> Tensor:
+    parts = [draw(part, generator=generator) for part, generator in _by_block(x, random)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

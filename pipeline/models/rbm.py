@@ -93,7 +93,7 @@ class RBM(nn.Module):
             weights: [rows].
         """
         scaled_v, scaled_h = self.visible.scaled(v), self.hidden.scaled(hidden.states)
-        grads = {"weights": (scaled_v * weights[:, None]).T @ scaled_h}
+        grads = {"weights": scaled_v.T @ (scaled_h * weights[:, None])}
         needs_field = isinstance(self.visible, Gaussian)
         visible_field = scaled_h @ self.weights.T if needs_field else scaled_v
         hidden_field = scaled_v @ self.weights if isinstance(self.hidden, Gaussian) else scaled_h

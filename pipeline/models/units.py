@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.config import UnitKind
+from pipeline.streams import Random, exponential_, normal_, uniform_
 
 
 class Units(nn.Module):
@@ -50,7 +51,7 @@ class Units(nn.Module):
         """Var[x | total] [size] where E[x^2] enters the energy (Gaussian); None where the energy is linear in x."""
         return None
 
-    def sample_(self, total: Tensor, beta: Tensor | None, generator: torch.Generator | None) -> Tensor:
+    def sample_(self, total: Tensor, beta: Tensor | None, random: Random) -> Tensor:
         """A draw from p(x | total) [rows, size]; `total` is used as scratch. beta [rows, 1], None for 1."""
         raise NotImplementedError
 
@@ -82,11 +83,11 @@ class Bernoulli(Units):
     def mean(self, total: Tensor, beta: Tensor | float = 1.0) -> Tensor:
         return torch.sigmoid(total if isinstance(beta, float) and beta == 1 else total * beta)
 
-    def sample_(self, total: Tensor, beta: Tensor | None, generator: torch.Generator | None) -> Tensor:
+    def sample_(self, total: Tensor, beta: Tensor | None, random: Random) -> Tensor:
         if beta is not None:
             total.mul_(beta)
         total.sigmoid_()
-        return torch.empty_like(total).uniform_(generator=generator).lt_(total)
+        return uniform_(torch.empty_like(total), random).lt_(total)
 
     def log_partition(self, field: Tensor, beta: float = 1.0) -> Tensor:
         return F.softplus(beta * (self.bias + field)).sum(1) - beta * (field @ self.offset)
@@ -98,11 +99,11 @@ class OneHot(Units):
     def mean(self, total: Tensor, beta: Tensor | float = 1.0) -> Tensor:
         return torch.softmax(total * beta, dim=1)
 
-    def sample_(self, total: Tensor, beta: Tensor | None, generator: torch.Generator | None) -> Tensor:
+    def sample_(self, total: Tensor, beta: Tensor | None, random: Random) -> Tensor:
         if beta is not None:
             total.mul_(beta)
         # argmax of logits + Gumbel noise is a draw from the softmax; Gumbel = -log(Exponential(1))
-        noise = torch.empty_like(total).exponential_(generator=generator).log_()
+        noise = exponential_(torch.empty_like(total), random).log_()
         winner = total.sub_(noise).argmax(dim=1, keepdim=True)
         return torch.zeros_like(total).scatter_(1, winner, 1.0)
 
@@ -132,8 +133,8 @@ class Gaussian(Units):
     def mean_variance(self) -> Tensor:
         return self.variance()
 
-    def sample_(self, total: Tensor, beta: Tensor | None, generator: torch.Generator | None) -> Tensor:
-        noise = torch.empty_like(total).normal_(generator=generator).mul_((0.5 * self.log_variance).exp())
+    def sample_(self, total: Tensor, beta: Tensor | None, random: Random) -> Tensor:
+        noise = normal_(torch.empty_like(total), random).mul_((0.5 * self.log_variance).exp())
         if beta is not None:
             noise.mul_(beta.rsqrt())
         return total.add_(noise)

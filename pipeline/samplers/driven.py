@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pipeline.models.rbm import RBM, Couplings
 from pipeline.samplers.gibbs import ChainState, gibbs_sweep
+from pipeline.streams import Random, poisson, standard_gamma
 
 
 @dataclass(frozen=True)
@@ -25,21 +26,21 @@ class GammaProcess:
     std: float
     momentum: float
 
-    def stationary(self, like: Tensor, generator: torch.Generator) -> Tensor:
+    def stationary(self, like: Tensor, random: Random) -> Tensor:
         """Independent draws from the stationary law, shaped like `like`; ones, and no draw, when std is 0."""
         if self.std == 0:
             return torch.ones_like(like)
         variance = self.std**2
-        return torch._standard_gamma(torch.full_like(like, 1 / variance), generator=generator) * variance
+        return standard_gamma(torch.full_like(like, 1 / variance), random) * variance
 
-    def step(self, beta: Tensor, generator: torch.Generator) -> Tensor:
+    def step(self, beta: Tensor, random: Random) -> Tensor:
         """The next value of each process (Algorithm 1); `beta` itself, and no draw, when std is 0."""
         if self.std == 0:
             return beta
         variance = self.std**2
         scale = (1 - self.momentum) * variance
-        jumps = torch.poisson(beta * (self.momentum / scale), generator=generator)
-        return torch._standard_gamma(jumps + 1 / variance, generator=generator) * scale
+        jumps = poisson(beta * (self.momentum / scale), random)
+        return standard_gamma(jumps + 1 / variance, random) * scale
 
 
 @dataclass(frozen=True)
@@ -57,18 +58,16 @@ class DrivenGibbs:
     min_beta: float = 1e-3
 
     @torch.no_grad()
-    def run(
-        self, rbm: RBM, chains: ChainState, generator: torch.Generator, couplings: Couplings | None = None
-    ) -> ChainState:
+    def run(self, rbm: RBM, chains: ChainState, random: Random, couplings: Couplings | None = None) -> ChainState:
         """The chains after `num_sweeps` sweeps; in each, beta moves first, then h, then v.
 
         `couplings` are `rbm.couplings()` of the present parameters, where the caller has them already.
         """
         couplings = couplings or rbm.couplings()
         for _ in range(self.num_sweeps):
-            beta = self.process.step(chains.beta, generator)
+            beta = self.process.step(chains.beta, random)
             used = None if self.process.std == 0 else beta.clamp(min=self.min_beta)
-            chains = gibbs_sweep(rbm, couplings, chains._replace(beta=beta), used, generator)
+            chains = gibbs_sweep(rbm, couplings, chains._replace(beta=beta), used, random)
         return chains
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pipeline.models.rbm import RBM, Couplings
 from pipeline.samplers.gibbs import ChainState, gibbs_sweep
+from pipeline.streams import Random, RowStreams, uniform_
 
 
 def geometric_betas(num_temperatures: int, lowest: float) -> tuple[float, ...]:
@@ -48,17 +49,16 @@ class ExchangeGibbs:
         return ChainState(*(column[: len(column) // len(self.betas)] for column in chains))
 
     @torch.no_grad()
-    def run(
-        self, rbm: RBM, chains: ChainState, generator: torch.Generator, couplings: Couplings | None = None
-    ) -> ChainState:
-        """The chains after `num_sweeps` sweeps and exchanges; see DrivenGibbs.run."""
+    def run(self, rbm: RBM, chains: ChainState, random: Random, couplings: Couplings | None = None) -> ChainState:
+        """The chains of one block after `num_sweeps` sweeps and exchanges; see DrivenGibbs.run."""
+        assert not isinstance(random, RowStreams)
         couplings = couplings or rbm.couplings()
         for sweep in range(self.num_sweeps):
-            chains = gibbs_sweep(rbm, couplings, chains, chains.beta, generator)
-            chains = self._exchange(rbm, chains, sweep % 2, generator)
+            chains = gibbs_sweep(rbm, couplings, chains, chains.beta, random)
+            chains = self._exchange(rbm, chains, sweep % 2, random)
         return chains
 
-    def _exchange(self, rbm: RBM, chains: ChainState, first: int, generator: torch.Generator) -> ChainState:
+    def _exchange(self, rbm: RBM, chains: ChainState, first: int, random: torch.Generator | None) -> ChainState:
         """The chains after one proposed exchange between temperatures first + 2 j and first + 2 j + 1, for every j."""
         num_pairs = (len(self.betas) - first) // 2
         if num_pairs == 0:
@@ -67,7 +67,7 @@ class ExchangeGibbs:
         cold = torch.arange(first, first + 2 * num_pairs, 2, device=energy.device)
         beta = energy.new_tensor(self.betas)
         log_ratio = (beta[cold] - beta[cold + 1])[:, None] * (energy[cold] - energy[cold + 1])
-        accepted = torch.empty_like(log_ratio).uniform_(generator=generator).log_() < log_ratio
+        accepted = uniform_(torch.empty_like(log_ratio), random).log_() < log_ratio
         source = torch.arange(len(chains.beta), device=energy.device).view_as(energy)
         there, back = source[cold], source[cold + 1]
         source = source.index_copy(0, cold, torch.where(accepted, back, there))

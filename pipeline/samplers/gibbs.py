@@ -1,11 +1,14 @@
 """Block Gibbs sweeps: draw all hidden units given the visible, then all visible given the hidden."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pipeline.models.rbm import RBM, Couplings
+from pipeline.models.units import OneHot
+from pipeline.streams import Random
 
 
 class ChainState(NamedTuple):
@@ -20,15 +23,42 @@ class ChainState(NamedTuple):
 
 
 @torch.no_grad()
-def gibbs_sweep(
-    rbm: RBM, couplings: Couplings, chains: ChainState, beta: Tensor | None, generator: torch.Generator
-) -> ChainState:
+def gibbs_sweep(rbm: RBM, couplings: Couplings, chains: ChainState, beta: Tensor | None, random: Random) -> ChainState:
     """One sweep at inverse temperature `beta` ([M, 1]; None for 1): h ~ p(h | v), then v ~ p(v | h).
 
     `couplings` are the model's folded products, made once for many sweeps. The chains' own beta is carried along.
     """
     hidden = torch.addmm(couplings.hidden_bias, chains.visible, couplings.to_hidden)
-    hidden = rbm.hidden.sample_(hidden, beta, generator)
+    hidden = rbm.hidden.sample_(hidden, beta, random)
     visible = torch.addmm(couplings.visible_bias, hidden, couplings.to_visible)
-    visible = rbm.visible.sample_(visible, beta, generator)
+    visible = rbm.visible.sample_(visible, beta, random)
     return ChainState(visible, hidden, chains.beta)
+
+
+@torch.no_grad()
+def blocks_stand_alone(rbm: RBM, rows: Sequence[int]) -> bool:
+    """True when blocks of `rows` rows can be swept in one tensor and each keep the bits that it has when swept alone.
+
+    Larger products are faster, but a library may add up a row in another order when there are more rows beside it, and a
+    vectorized function may treat the last few values of a tensor differently. Neither depends on the values, so random ones
+    show it: products both ways and conditional means are compared bit by bit. One-hot layers are never merged.
+    """
+    if isinstance(rbm.visible, OneHot) or isinstance(rbm.hidden, OneHot):
+        return False
+    generator = torch.Generator(device=rbm.weights.device).manual_seed(0)
+    like = rbm.weights.detach()
+    v, h = (
+        torch.empty(sum(rows), n, dtype=like.dtype, device=like.device).uniform_(generator=generator)
+        for n in like.shape
+    )
+    # with weights of its own: those of a run may still be zero
+    weights = torch.empty_like(like).normal_(generator=generator)
+    bias_h, bias_v = h[0].clone(), v[0].clone()
+
+    def means(v: Tensor, h: Tensor) -> tuple[Tensor, ...]:
+        to_h, to_v = torch.addmm(bias_h, v, weights), torch.addmm(bias_v, h, weights.T)
+        return to_h, to_v, rbm.hidden.mean(to_h), rbm.visible.mean(to_v)
+
+    together = means(v, h)
+    apart = [means(*parts) for parts in zip(v.split(list(rows)), h.split(list(rows)))]
+    return all(torch.equal(whole, torch.cat(parts)) for whole, parts in zip(together, zip(*apart)))

@@ -6,6 +6,7 @@ this step's features into the next memory. With gamma = 1 there is no memory, an
 """
 
 import hashlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -23,10 +24,10 @@ from pipeline.natural_gradient import natural_step
 from pipeline.optimizers import build_optimizer, load_optimizer_state, optimizer_state, set_learning_rate
 from pipeline.samplers.driven import DrivenGibbs, GammaProcess, plain_gibbs
 from pipeline.samplers.exchange import ExchangeGibbs, geometric_betas
-from pipeline.samplers.gibbs import ChainState
+from pipeline.samplers.gibbs import ChainState, blocks_stand_alone
 from pipeline.samplers.protocols import WideStart
 from pipeline.schedules import learning_rate, noise_std
-from pipeline.streams import stream
+from pipeline.streams import Random, RowStreams, stream
 from pipeline.training.block import Block, Counts, Measurements, Particles, ascent_direction
 from pipeline.training.monitors import Monitors
 from pipeline.training.objective import Evaluation, NonFinite
@@ -79,6 +80,10 @@ class BeamObjective:
         self.blocks = comm.my_blocks(s.num_blocks)
         self.generators = [stream(config.seed, "chains", b, device=comm.device) for b in self.blocks]
         self.chains = [self._start_block(b, g) for b, g in zip(self.blocks, self.generators)]
+        # one sweep of all rows where that changes no bit: products of few rows are slower
+        own = [self.block_chains[b] for b in self.blocks]
+        driven = isinstance(self.sampler, DrivenGibbs) and len(own) > 1
+        self.merged = driven and (comm.device.type != "cpu" or blocks_stand_alone(self.rbm, own))
         self.memory: Memory | None = None
         self._next_memory: tuple[PendingGather, PendingGather, int] | None = None
         self.feature = config.critic.feature if config.critic else "hidden_mean"
@@ -126,7 +131,10 @@ class BeamObjective:
         gamma = self.position(step).phase.gamma
         counts = Counts(self.batches.size(step), self.sampler_config.num_chains)
         couplings = self.rbm.couplings()
-        blocks = [self._block(step, i, couplings, gamma) for i in range(len(self.blocks))]
+        data = [self._data(step, i) for i in range(len(self.blocks))]
+        blocks = [
+            self._block(i, data[i], visible, couplings, gamma) for i, visible in enumerate(self._sweep(couplings))
+        ]
         memory = self._take_memory() if gamma < 1 else None  # its gather ran during the sweeps
         if memory is not None:
             assert self.critic is not None
@@ -182,16 +190,35 @@ class BeamObjective:
         """The chains that give statistics: all driven ones, or the coldest replicas."""
         return self.sampler.coldest(chains) if isinstance(self.sampler, ExchangeGibbs) else chains
 
-    def _block(self, step: int, i: int, couplings: Couplings, gamma: float) -> Block:
-        """Sweep this worker's i-th block of chains and collect its rows of this step."""
-        block, generator = self.blocks[i], self.generators[i]
-        data = self.batches.block(step, block)
+    def _data(self, step: int, i: int) -> Tensor:
+        """Rows [b, V] of the i-th block of this worker, with the schedule's noise."""
+        data = self.batches.block(step, self.blocks[i])
         if (noise := noise_std(self.config.schedules.noise, step, self.config.epochs_scale)) > 0:
-            data = data + noise * torch.empty_like(data).normal_(generator=generator)
+            data = data + noise * torch.empty_like(data).normal_(generator=self.generators[i])
+        return data
+
+    def _sweep(self, couplings: Couplings) -> list[Tensor]:
+        """Move this worker's chains; returns the visible states [m, V] of each block that enter the statistics."""
+        if not self.merged:
+            return [self._sweep_rows([i], g, couplings)[0] for i, g in enumerate(self.generators)]
+        every = range(len(self.blocks))
+        return self._sweep_rows(every, RowStreams(self.generators, [len(c.beta) for c in self.chains]), couplings)
+
+    def _sweep_rows(self, which: Sequence[int], random: Random, couplings: Couplings) -> list[Tensor]:
+        """`_sweep` of some blocks as one tensor."""
+        rows = [len(self.chains[i].beta) for i in which]
+        moved = ChainState(*(torch.cat(columns) for columns in zip(*(self.chains[i] for i in which))))
+        moved = self.sampler.run(self.rbm, moved, random, couplings)
+        for i, parts in zip(which, zip(*(column.split(rows) for column in moved))):
+            self.chains[i] = ChainState(*parts)
+        chains = self._at_one(moved)
+        visible = self.statistics_sampler.run(self.rbm, chains, random, couplings).visible
+        return list(visible.split([len(self._at_one(self.chains[i]).beta) for i in which]))
+
+    def _block(self, i: int, data: Tensor, visible: Tensor, couplings: Couplings, gamma: float) -> Block:
+        """What this worker's i-th block brings to a step: its data rows and its particles."""
+        generator = self.generators[i]
         data_hidden = self.rbm.hidden_statistics(data, couplings)
-        self.chains[i] = self.sampler.run(self.rbm, self.chains[i], generator, couplings)
-        chains = self._at_one(self.chains[i])
-        visible = self.statistics_sampler.run(self.rbm, chains, generator, couplings).visible
         hidden = self.rbm.hidden_statistics(visible, couplings)
         if self.feature == "hidden_sample" and gamma < 1:
             hidden = Hidden(self._sample_hidden(visible, generator), None)
@@ -241,7 +268,9 @@ class BeamObjective:
             self._natural_update(sums, rate, step, blocks)
         else:
             for name, parameter in self.rbm.named_parameters():
-                parameter.grad = sums[name].to(parameter.dtype)
+                if parameter.grad is None:
+                    parameter.grad = torch.empty_like(parameter)
+                parameter.grad.copy_(sums[name])
             set_learning_rate(self.optimizer, rate)
             self.optimizer.step()
         model = self.rbm.config
