@@ -10,6 +10,7 @@ The only file that knows torch.distributed. Two properties make a run on N worke
 """
 
 import math
+from collections import Counter
 from typing import NamedTuple
 
 import torch
@@ -58,6 +59,8 @@ class Comm:
         self.rank = rank
         self.world_size = world_size
         self.device = torch.device(device)
+        self.traffic: Counter[str] = Counter()
+        """Bytes that this worker has put into collectives so far, by kind: "sum" and "gather"; with one worker none."""
 
     @classmethod
     def current(cls, device: torch.device | str = "cpu") -> "Comm":
@@ -88,6 +91,7 @@ class Comm:
     def sum_(self, buffer: Tensor) -> Tensor:
         """Sum of `buffer` over the workers, in place. Order-free when the values come from `snap_to_grid`."""
         if self.world_size > 1:
+            self.traffic["sum"] += buffer.nbytes
             dist.all_reduce(buffer)
         return buffer
 
@@ -100,6 +104,7 @@ class Comm:
         mine = rows.new_zeros((padded, *rows.shape[1:]))
         mine[: len(rows)] = rows
         out = rows.new_empty((padded * self.world_size, *rows.shape[1:]))
+        self.traffic["gather"] += mine.nbytes
         return PendingGather(out, rows_per_rank, dist.all_gather(list(out.chunk(self.world_size)), mine, async_op=True))
 
     def gather(self, rows: Tensor, rows_per_rank: list[int]) -> Tensor:

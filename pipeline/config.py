@@ -197,6 +197,9 @@ class ScoreConfig:
 
     feature: Literal["hidden_mean", "hidden_sample", "visible"] = "hidden_mean"
     """What the critic sees. With hidden_sample the negative statistics use that same sample."""
+    wire: Literal["float32", "bfloat16"] = "float32"
+    """How features travel between workers, and so what the memory holds, for any number of them: bfloat16 halves the bytes
+    and rounds. States drawn from Bernoulli units travel as single bits, exactly, whatever this says."""
     form: Literal["linear", "log"] = "linear"
     """linear: T = 2p - 1 (Eq. 12); log: T = log 2 + log p, with p at least min_probability."""
     min_probability: float = 0.05

@@ -1,9 +1,42 @@
 """What the critic remembers: the previous step's data and particle features of all workers, in block order."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+
+class Wire(NamedTuple):
+    """The form in which features travel between workers: whole numbers of bytes, uint8 [n, bytes]."""
+
+    num_features: int
+    dtype: torch.dtype
+    """Of the features as the critic sees them."""
+    form: Literal["bits", "bfloat16", "float32"]
+    """bits: states in {0, 1}, eight to a byte, exact; bfloat16: half the bytes, rounded to 8 bits; float32: as they are."""
+
+    def pack(self, features: Tensor) -> Tensor:
+        """Bytes of features [n, F]."""
+        if self.form == "float32":
+            return features.contiguous().view(torch.uint8)
+        if self.form == "bfloat16":
+            return features.to(torch.bfloat16).view(torch.uint8)
+        padded = F.pad(features.to(torch.uint8), (0, -self.num_features % 8))
+        return (padded.view(len(features), padded.shape[1] // 8, 8) << self._places(features.device)).sum(2, dtype=torch.uint8)
+
+    def unpack(self, packed: Tensor) -> Tensor:
+        """The features [n, F]: those that were packed, rounded with bfloat16."""
+        if self.form == "float32":
+            return packed.view(self.dtype)
+        if self.form == "bfloat16":
+            return packed.view(torch.bfloat16).to(self.dtype)
+        bits = (packed[:, :, None] >> self._places(packed.device)) & 1
+        return bits.flatten(1)[:, : self.num_features].to(self.dtype)
+
+    @staticmethod
+    def _places(device: torch.device) -> Tensor:
+        return torch.arange(8, dtype=torch.uint8, device=device)
 
 
 class Memory(NamedTuple):

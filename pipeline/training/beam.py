@@ -7,7 +7,7 @@ this step's features into the next memory. With gamma = 1 there is no memory, an
 
 import hashlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from pipeline.comm import Comm, ExactSum, PendingGather, split_rows
 from pipeline.config import NaturalGradientConfig, Phase, PowerLaw, RBMConfig, RunConfig, SamplerConfig
 from pipeline.critics.build import CriticSizes, build_critic
 from pipeline.critics.critic import Critic
-from pipeline.critics.memory import Memory
+from pipeline.critics.memory import Memory, Wire
 from pipeline.data.batches import Batches
 from pipeline.models.initialize import initialize_rbm
 from pipeline.models.rbm import Couplings, Hidden
@@ -87,6 +87,7 @@ class BeamObjective:
         self.memory: Memory | None = None
         self._next_memory: tuple[PendingGather, PendingGather, int] | None = None
         self.feature = config.critic.feature if config.critic else "hidden_mean"
+        self.wire = self._choose_wire()
         self.critic = self._build_critic()
         """None when no phase has an adversary."""
 
@@ -207,7 +208,9 @@ class BeamObjective:
     def _sweep_rows(self, which: Sequence[int], random: Random, couplings: Couplings) -> list[Tensor]:
         """`_sweep` of some blocks as one tensor."""
         rows = [len(self.chains[i].beta) for i in which]
-        moved = ChainState(*(torch.cat(columns) for columns in zip(*(self.chains[i] for i in which))))
+        moved = self.chains[which[0]]
+        if len(which) > 1:
+            moved = ChainState(*(torch.cat(columns) for columns in zip(*(self.chains[i] for i in which))))
         moved = self.sampler.run(self.rbm, moved, random, couplings)
         for i, parts in zip(which, zip(*(column.split(rows) for column in moved))):
             self.chains[i] = ChainState(*parts)
@@ -257,6 +260,13 @@ class BeamObjective:
         )
         return build_critic(self.config.critic, sizes, self.config.seed, self.comm, self.rbm.weights.dtype)
 
+    def _choose_wire(self) -> Wire:
+        """Bits where features are states in {0, 1}; else what critic.wire says."""
+        form: Literal["bits", "bfloat16", "float32"] = self.config.critic.wire if self.config.critic else "float32"
+        if self.feature == "hidden_sample" and self.rbm.config.hidden_units != "gaussian":
+            form = "bits"
+        return Wire(self._feature_size(), self.rbm.weights.dtype, form)
+
     def _feature_size(self) -> int:
         return self.rbm.config.num_visible if self.feature == "visible" else self.rbm.config.num_hidden
 
@@ -304,23 +314,20 @@ class BeamObjective:
     def _remember(self, step: int, blocks: list[Block]) -> None:
         """Start gathering this step's features; the next step's sweeps run meanwhile."""
         empty = self.rbm.weights.new_zeros(0, self._feature_size())
-        self._next_memory = (
-            self.comm.gather_async(
-                torch.cat([block.data_features for block in blocks] or [empty]),
-                self.comm.rows_per_rank(self.batches.block_rows(step)),
-            ),
-            self.comm.gather_async(
-                torch.cat([block.particles.features for block in blocks] or [empty]),
-                self.comm.rows_per_rank(self.block_chains),
-            ),
-            self.batches.size(step),
+        data, particles = (
+            self.comm.gather_async(self.wire.pack(torch.cat(features or [empty])), self.comm.rows_per_rank(block_rows))
+            for features, block_rows in (
+                ([block.data_features for block in blocks], self.batches.block_rows(step)),
+                ([block.particles.features for block in blocks], self.block_chains),
+            )
         )
+        self._next_memory = (data, particles, self.batches.size(step))
 
     def _take_memory(self) -> Memory | None:
         """The memory of the previous step, once its gather is done."""
         if self._next_memory is not None:
             data, chains, num_data = self._next_memory
-            self.memory = Memory(torch.cat([data.wait(), chains.wait()]), num_data)
+            self.memory = Memory(self.wire.unpack(torch.cat([data.wait(), chains.wait()])), num_data)
             self._next_memory = None
         return self.memory
 

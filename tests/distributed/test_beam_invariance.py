@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections import Counter
 
 import pytest
 import torch
@@ -107,8 +108,9 @@ def assert_equal(result: dict, reference: dict, who: str) -> None:
         tiny(search="faiss", exclude_own_chain=True),
         tiny("bernoulli", search="torch", feature="hidden_sample"),
         tiny(search="torch", feature="visible", weighting="uniform"),
+        tiny(search="torch", wire="bfloat16"),
     ],
-    ids=["gaussian", "faiss", "bernoulli-sampled", "visible-critic"],
+    ids=["gaussian", "faiss", "bernoulli-sampled", "visible-critic", "bfloat16-wire"],
 )
 def test_bits_do_not_depend_on_the_number_of_workers(config: RunConfig) -> None:
     (reference,) = run_group(run, 1, config, 0, 20, None)
@@ -145,6 +147,31 @@ def test_a_run_goes_on_with_another_critic_before_the_adversary_only() -> None:
     state = run(tiny(search="torch"), 0, 10, None, False)["state"]
     other, own = (run(FITTED["network"], 10, 20, s, False)["state"] for s in (state, states[10]))
     assert all(torch.equal(value, other[name]) for name, value in own.items())
+
+
+def bytes_of_a_step(config: RunConfig) -> dict[str, int]:
+    rows = rows_for(config)
+    objective = BeamObjective(config, rows[20:], rows[:20], Comm.current())
+    for step in range(12):
+        objective.step(step, measure=False)
+    before = Counter(objective.comm.traffic)
+    objective.step(12, measure=False)
+    return dict(objective.comm.traffic - before)
+
+
+def test_bytes_per_update() -> None:
+    """One sum of the parameters in float64, the features, and the scores of the particles; 7 + 6 chains, 9 + 8 data rows."""
+    num_parameters = 23 * 11 + 2 * 23 + 11
+    summed = 8 * (num_parameters + 11 + 2)  # and E[h] of the data, beta, beta^2
+    scores = 4 * 7
+    for config, features in (
+        (tiny(search="torch"), 4 * 11 * (7 + 9)),
+        (tiny(search="torch", wire="bfloat16"), 2 * 11 * (7 + 9)),
+        (tiny(search="torch", feature="hidden_sample"), 2 * (7 + 9)),  # 11 bits in two bytes
+    ):
+        for found in run_group(bytes_of_a_step, 2, config):
+            assert found == {"sum": summed, "gather": features + scores}
+    assert run_group(bytes_of_a_step, 1, tiny(search="torch")) == [{}]
 
 
 @pytest.mark.parametrize("half", [7, 15])
