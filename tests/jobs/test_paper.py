@@ -280,6 +280,7 @@ def test_the_verdicts_on_faces_follow_their_scores() -> None:
 def test_the_verdict_on_kinds_of_data_needs_a_gain_that_the_forward_divergence_does_not_pay_for() -> None:
     good, same, paid = (digits(beam, (0.17, 0.2)) for beam in ((0.17, 0.1), (0.17, 0.2), (0.4, 0.1)))
     holds, fails = "holds", "does not hold"
+    good["units"]["classifier"] = {"accuracy": 0.9}
     for binary, word in ((good, holds), (same, fails), (paid, fails)):
         found = verdict(10, digits_continuous=good, digits_binary=binary)
         assert found.endswith(f"on binary data: {word}") and "on continuous data: holds; the adversary" in found
