@@ -75,6 +75,8 @@ class Experiment:
     """What to do when `waves` is empty."""
     home: str = ""
     """Folder of the units below the runs; experiments that share it share units of one name. Empty: its own name."""
+    photographs: bool = False
+    """Its pictures show photographs, or what was trained on them: they stay in its folder, without a copy for the record."""
 
 
 def run_experiment(experiment: Experiment, plan: Plan, runs: Path, results: Path, cache: Path, pool: Pool) -> bool:
@@ -97,7 +99,7 @@ def run_experiment(experiment: Experiment, plan: Plan, runs: Path, results: Path
     figures = {name: result["figures"] for name, result in found.items()}
     seconds = {name: result["seconds"] for name, result in found.items()}
     finding = experiment.finish(figures, folder, plan)
-    keep_pictures(finding.pictures, folder, results / experiment.name)
+    keep_pictures(() if experiment.photographs else finding.pictures, folder, results / experiment.name)
     tables = [*finding.tables, seconds_table(seconds)]
     write_json(
         record,
@@ -133,14 +135,11 @@ def seconds_table(seconds: dict[str, float]) -> Table:
 
 
 def keep_pictures(pictures: Sequence[str], source: Path, target: Path) -> None:
-    """Copy an experiment's pictures beside its record, but those of faces: photographs and what was trained on them stay
-    where they are.
-    """
+    """Copy an experiment's pictures beside its record, in place of those of an earlier one."""
     shutil.rmtree(target, ignore_errors=True)
     for file in (entry.partition(": ")[0] for entry in pictures):
-        if "faces" not in file:
-            (target / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / file, target / file)
+        (target / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / file, target / file)
 
 
 def read_record(file: Path) -> dict[str, Any]:

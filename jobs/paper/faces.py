@@ -311,5 +311,6 @@ EXPERIMENTS = (
         _waves,
         _finish,
         "run `make celeba-train CELEBA=...` first: its shards and autoencoder are used",
+        photographs=True,
     ),
 )

@@ -44,7 +44,7 @@ def write_page(
                     Note(f"{caption}: the picture {file} is not here; run the experiment again to draw it", True)
                 )
                 continue
-            faces = "faces" in file  # photographs of many colors
+            faces = name == "faces"  # pictures of many colors
             blocks.append(photographs(found, caption, caption) if faces else plot(found, caption, caption))
         for table in record["tables"]:
             blocks.append(Table(table["head"], table["rows"], table["title"]))

@@ -23,7 +23,9 @@ class Wire(NamedTuple):
         if self.form == "bfloat16":
             return features.to(torch.bfloat16).view(torch.uint8)
         padded = F.pad(features.to(torch.uint8), (0, -self.num_features % 8))
-        return (padded.view(len(features), padded.shape[1] // 8, 8) << self._places(features.device)).sum(2, dtype=torch.uint8)
+        return (padded.view(len(features), padded.shape[1] // 8, 8) << self._places(features.device)).sum(
+            2, dtype=torch.uint8
+        )
 
     def unpack(self, packed: Tensor) -> Tensor:
         """The features [n, F]: those that were packed, rounded with bfloat16."""

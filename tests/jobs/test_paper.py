@@ -410,6 +410,25 @@ def test_bars_take_the_median_the_worst_seed_or_every_seed_as_they_say() -> None
     assert met(literal_driven_RBM=[0.5, 0.6, 0.98]) == [True, True, True, False]
 
 
+def draw_nothing(folder: Path, cache: Path) -> dict[str, Any]:
+    """A unit that leaves a picture."""
+    (folder / "drawn.png").write_bytes(b"picture")
+    return {}
+
+
+@pytest.mark.parametrize("photographs", [False, True])
+def test_pictures_are_kept_beside_the_record_but_those_of_photographs(photographs: bool, tmp_path: Path) -> None:
+    def finish(figures: dict[str, Any], folder: Path, plan: Plan) -> Finding:
+        return Finding([], {}, ["a/drawn.png: faces or not"], [])
+
+    units = [[Unit("a", draw_nothing, {})]]
+    experiment = Experiment("e", "", "", lambda plan: units, finish, photographs=photographs)
+    with start_pool(1) as pool:
+        assert run_experiment(experiment, Plan(), tmp_path / "runs", tmp_path / "results", tmp_path, pool)
+    assert (tmp_path / "results" / "e" / "a" / "drawn.png").exists() != photographs
+    assert all(e.photographs == (e.name == "faces") for e in EXPERIMENTS)
+
+
 def wait_for_it(folder: Path, cache: Path, seconds: float) -> dict[str, Any]:
     """A unit that says that it began, and sleeps."""
     (folder / "began").touch()
