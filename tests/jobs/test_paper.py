@@ -423,6 +423,7 @@ def test_pictures_are_kept_beside_the_record_but_those_of_photographs(photograph
 
     units = [[Unit("a", draw_nothing, {})]]
     experiment = Experiment("e", "", "", lambda plan: units, finish, photographs=photographs)
+    (tmp_path / "results").mkdir()
     with start_pool(1) as pool:
         assert run_experiment(experiment, Plan(), tmp_path / "runs", tmp_path / "results", tmp_path, pool)
     assert (tmp_path / "results" / "e" / "a" / "drawn.png").exists() != photographs
