@@ -166,6 +166,9 @@ class SamplerConfig:
     num_blocks: int = 4
     """Fixed blocks into which chains and batches are dealt; at most this many workers have work. More blocks are smaller
     and cost some speed of the matrix products; the number is part of what defines the run."""
+    kernel: Literal["torch", "fused", "fused_bfloat16"] = "torch"
+    """How the sweeps of training run: torch, the reference; on a CUDA device also as fused Triton kernels in one graph
+    (pipeline/samplers/fused.py), with operands of float32 or of bfloat16. The kernels agree with torch in law, not in bits."""
     initial_chains: Literal["data", "wide"] = "data"
     """Where chains start: at random rows of the data, or wide: Gaussian with the data's mean and sd per unit (Bernoulli
     units: the data's mean)."""

@@ -24,10 +24,11 @@ from pipeline.natural_gradient import natural_step
 from pipeline.optimizers import build_optimizer, load_optimizer_state, optimizer_state, set_learning_rate
 from pipeline.samplers.driven import DrivenGibbs, GammaProcess, plain_gibbs
 from pipeline.samplers.exchange import ExchangeGibbs, geometric_betas
+from pipeline.samplers.fused import FusedGibbs, can_fuse
 from pipeline.samplers.gibbs import ChainState, blocks_stand_alone
 from pipeline.samplers.protocols import WideStart
 from pipeline.schedules import learning_rate, noise_std
-from pipeline.streams import Random, RowStreams, stream
+from pipeline.streams import Random, RowStreams, stream, stream_seed
 from pipeline.training.block import Block, Counts, Measurements, Particles, ascent_direction
 from pipeline.training.monitors import Monitors
 from pipeline.training.objective import Evaluation, NonFinite
@@ -84,6 +85,8 @@ class BeamObjective:
         own = [self.block_chains[b] for b in self.blocks]
         driven = isinstance(self.sampler, DrivenGibbs) and len(own) > 1
         self.merged = driven and (comm.device.type != "cpu" or blocks_stand_alone(self.rbm, own))
+        self.fused = self._fuse(own)
+        """None where torch makes the sweeps."""
         self.memory: Memory | None = None
         self._next_memory: tuple[PendingGather, PendingGather, int] | None = None
         self.feature = config.critic.feature if config.critic else "hidden_mean"
@@ -134,7 +137,7 @@ class BeamObjective:
         couplings = self.rbm.couplings()
         data = [self._data(step, i) for i in range(len(self.blocks))]
         blocks = [
-            self._block(i, data[i], visible, couplings, gamma) for i, visible in enumerate(self._sweep(couplings))
+            self._block(i, data[i], visible, couplings, gamma) for i, visible in enumerate(self._sweep(step, couplings))
         ]
         memory = self._take_memory() if gamma < 1 else None  # its gather ran during the sweeps
         if memory is not None:
@@ -198,20 +201,40 @@ class BeamObjective:
             data = data + noise * torch.empty_like(data).normal_(generator=self.generators[i])
         return data
 
-    def _sweep(self, couplings: Couplings) -> list[Tensor]:
+    def _fuse(self, rows: list[int]) -> FusedGibbs | None:
+        """The fused sweeps of this worker's particles, `rows` of each block, when the settings ask for them."""
+        kernel = self.sampler_config.kernel
+        if kernel == "torch":
+            return None
+        if not can_fuse(self.rbm, self.comm.device) or not isinstance(self.sampler, DrivenGibbs):
+            raise ValueError(
+                f"sampler.kernel = {kernel!r} needs a CUDA device, triton, float32, Bernoulli hidden units and no replica "
+                'exchange; use "torch"'
+            )
+        if sum(rows) == 0:
+            return None
+        first = sum(self.block_chains[: self.blocks[0]])
+        precision = torch.float32 if kernel == "fused" else torch.bfloat16
+        seed = stream_seed(self.config.seed, "fused sweeps")
+        return FusedGibbs(self.rbm, self.sampler, sum(rows), first, seed, precision)
+
+    def _sweep(self, step: int, couplings: Couplings) -> list[Tensor]:
         """Move this worker's chains; returns the visible states [m, V] of each block that enter the statistics."""
         if not self.merged:
-            return [self._sweep_rows([i], g, couplings)[0] for i, g in enumerate(self.generators)]
+            return [self._sweep_rows(step, [i], g, couplings)[0] for i, g in enumerate(self.generators)]
         every = range(len(self.blocks))
-        return self._sweep_rows(every, RowStreams(self.generators, [len(c.beta) for c in self.chains]), couplings)
+        return self._sweep_rows(step, every, RowStreams(self.generators, [len(c.beta) for c in self.chains]), couplings)
 
-    def _sweep_rows(self, which: Sequence[int], random: Random, couplings: Couplings) -> list[Tensor]:
+    def _sweep_rows(self, step: int, which: Sequence[int], random: Random, couplings: Couplings) -> list[Tensor]:
         """`_sweep` of some blocks as one tensor."""
         rows = [len(self.chains[i].beta) for i in which]
         moved = self.chains[which[0]]
         if len(which) > 1:
             moved = ChainState(*(torch.cat(columns) for columns in zip(*(self.chains[i] for i in which))))
-        moved = self.sampler.run(self.rbm, moved, random, couplings)
+        if self.fused is not None:
+            moved = self.fused.run(moved, random, couplings, step)
+        else:
+            moved = self.sampler.run(self.rbm, moved, random, couplings)
         for i, parts in zip(which, zip(*(column.split(rows) for column in moved))):
             self.chains[i] = ChainState(*parts)
         chains = self._at_one(moved)

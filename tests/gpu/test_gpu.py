@@ -66,8 +66,10 @@ def test_samples_have_the_moments_of_the_cpus():
     torch.testing.assert_close(found.std(0), expected.std(0), rtol=0.05, atol=0)
 
 
-def test_a_run_resumes_with_the_same_bits():
-    config = dataclasses.replace(tiny(search="torch"))
+@pytest.mark.parametrize("kernel", ["torch", "fused", "fused_bfloat16"])
+def test_a_run_resumes_with_the_same_bits(kernel):
+    config = tiny(search="torch")
+    config = dataclasses.replace(config, sampler=dataclasses.replace(config.sampler, kernel=kernel))
     rows = rows_for(config)
 
     def objective() -> BeamObjective:

@@ -20,6 +20,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
         "pipeline.model_folder",
     ),
     "faiss": ("pipeline.critics.faiss_search",),
+    "triton": ("pipeline.samplers.fused",),
     "sklearn": ("pipeline.critics.forest", "data_prep.mnist"),
     "webdataset": ("pipeline.data.shards", "data_prep"),
     "torch.distributed": ("pipeline.comm",),

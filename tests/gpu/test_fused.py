@@ -1,0 +1,125 @@
+"""The fused half sweeps against exact laws: on a CUDA device, else in Triton's interpreter (see tests/conftest.py)."""
+
+import importlib.util
+
+import pytest
+import torch
+from laws import Table, assert_follows, seeded, single
+from scipy import stats
+from small import small_rbm
+
+from pipeline.config import RBMConfig
+from pipeline.models.rbm import RBM
+from pipeline.samplers.driven import DrivenGibbs, GammaProcess, plain_gibbs
+from pipeline.samplers.fused import FusedGibbs
+from pipeline.samplers.gibbs import ChainState, gibbs_sweep
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed"),
+]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+ROWS = 4000
+KINDS = ["bernoulli", "gaussian"]
+
+
+def model(visible: str) -> RBM:
+    return single(small_rbm(visible, "bernoulli", seed=3)).to(DEVICE)
+
+
+def swept(rbm: RBM, chains: ChainState, sampler: DrivenGibbs, step: int = 0, first: int = 0, **more) -> ChainState:
+    chains = ChainState(*(column.to(DEVICE) for column in chains))
+    fused = FusedGibbs(rbm, sampler, len(chains.beta), first, 11, graph=DEVICE == "cuda", **more)
+    random = torch.Generator(device=DEVICE).manual_seed(5)
+    return ChainState(*(column.cpu() for column in fused.run(chains, random, rbm.couplings(), step)))
+
+
+def start(rbm: RBM, rows: int = ROWS) -> ChainState:
+    num_visible, num_hidden = rbm.weights.shape
+    return ChainState(torch.zeros(rows, num_visible), torch.full((rows, num_hidden), torch.nan), torch.ones(rows, 1))
+
+
+@pytest.mark.parametrize("visible", KINDS)
+@pytest.mark.parametrize("sweeps", [1, 3])
+def test_the_law_after_some_sweeps_is_exact(visible: str, sweeps: int) -> None:
+    rbm = model(visible)
+    exact = small_rbm(visible, "bernoulli", seed=3)
+    table = Table.of(exact)
+    law = table.after(table.only(table.fixed_start(exact)), sweeps)
+    assert_follows(exact, swept(rbm, start(rbm), plain_gibbs(sweeps)), table, law)
+
+
+def test_an_odd_number_of_units_and_rows_and_a_second_model_with_the_same_buffers() -> None:
+    rbm = RBM(RBMConfig(37, 19)).to(DEVICE)
+    with torch.no_grad():
+        rbm.weights.normal_(std=0.5, generator=torch.Generator(device=DEVICE).manual_seed(0))
+    fused = FusedGibbs(rbm, plain_gibbs(2), 101, 0, 1, graph=DEVICE == "cuda")
+    chains = ChainState(*(column.to(DEVICE) for column in start(rbm, 101)))
+    first = fused.run(chains, None, rbm.couplings(), 0)
+    assert torch.equal(first.hidden, fused.run(chains, None, rbm.couplings(), 0).hidden), (
+        "the same step, the same numbers"
+    )
+    with torch.no_grad():
+        rbm.weights.zero_()
+        rbm.hidden.bias.fill_(40.0)
+    assert bool((fused.run(chains, None, rbm.couplings(), 1).hidden == 1).all()), "parameters are read again"
+
+
+def test_random_numbers_belong_to_the_particle_the_sweep_and_the_step() -> None:
+    rbm = model("gaussian")
+    chains = start(rbm, 96)
+    whole = swept(rbm, chains, plain_gibbs(2))
+    half = ChainState(*(column[48:] for column in chains))
+    assert torch.equal(swept(rbm, half, plain_gibbs(2), first=48).visible, whole.visible[48:])
+    assert not torch.equal(swept(rbm, chains, plain_gibbs(2), step=1).visible, whole.visible)
+    assert len(whole.visible[:, 0].unique()) == 96, "no two particles share their noise"
+    noise = swept(rbm, start(rbm, 4096), plain_gibbs(1)).visible
+    correlation = torch.corrcoef(noise.T) - torch.eye(noise.shape[1])
+    assert noise.shape[1] == 1 or float(correlation.abs().max()) < 0.9
+
+
+def test_temperatures_have_the_gamma_law_and_its_memory() -> None:
+    std, momentum = 0.95, 0.9
+    process = GammaProcess(std, momentum)
+    rbm, rows = model("bernoulli"), 20_000 if DEVICE == "cuda" else 4000
+    stationary = process.stationary(torch.ones(rows, 1), seeded(0))
+    chains = start(rbm, rows)._replace(beta=stationary)
+    after = swept(rbm, chains, DrivenGibbs(process, 3)).beta[:, 0].double()
+    error = std / rows**0.5
+    assert abs(float(after.mean()) - 1) < 6 * error
+    assert stats.kstest(after.numpy(), stats.gamma(std**-2, scale=std**2).cdf).pvalue > 1e-6
+    correlation = float(torch.corrcoef(torch.stack([stationary[:, 0].double(), after]))[0, 1])
+    assert correlation == pytest.approx(momentum**3, abs=6 * 2 / rows**0.5)
+    # not only the law of one time: given beta, the mean of the next is 1 + phi (beta - 1)
+    one = swept(rbm, chains, DrivenGibbs(process, 1)).beta[:, 0].double()
+    high = stationary[:, 0] > 2
+    expected = 1 + momentum * (stationary[high, 0].double() - 1)
+    assert float((one[high] - expected).mean()) == pytest.approx(
+        0, abs=6 * float((one[high] - expected).std()) / int(high.sum()) ** 0.5
+    )
+
+
+def test_hot_particles_have_wider_noise() -> None:
+    rbm = model("gaussian")
+    frozen = GammaProcess(1e-4, 0.0)  # beta near 1
+    cold = swept(rbm, start(rbm), DrivenGibbs(frozen, 1))
+    expected = gibbs_sweep(rbm.cpu(), rbm.couplings(), start(rbm), None, seeded(1)).visible
+    error = expected.std(0) / ROWS**0.5
+    assert bool(((cold.visible.mean(0) - expected.mean(0)).abs() < 6 * 2**0.5 * error).all())
+    torch.testing.assert_close(cold.visible.std(0), expected.std(0), rtol=0.1, atol=0)
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="Triton's interpreter takes the bits of bfloat16 operands for numbers")
+@pytest.mark.parametrize("visible", KINDS)
+def test_bfloat16_operands_give_the_law_of_rounded_weights(visible: str) -> None:
+    """States of Bernoulli units are exact in bfloat16, so the hidden-to-visible half is the law of rounded weights."""
+    rbm = model(visible)
+    exact = small_rbm(visible, "bernoulli", seed=3)
+    with torch.no_grad():
+        for model_ in (rbm, exact):
+            model_.weights.copy_(model_.weights.to(torch.bfloat16))
+            if visible == "gaussian":
+                model_.visible.log_variance.zero_()
+    table = Table.of(exact)
+    law = table.after(table.only(table.fixed_start(exact)), 1)
+    assert_follows(exact, swept(rbm, start(rbm), plain_gibbs(1), precision=torch.bfloat16), table, law)
