@@ -35,30 +35,41 @@ def gibbs_sweep(rbm: RBM, couplings: Couplings, chains: ChainState, beta: Tensor
     return ChainState(visible, hidden, chains.beta)
 
 
+_TRIALS = 16
+
+
 @torch.no_grad()
 def blocks_stand_alone(rbm: RBM, rows: Sequence[int]) -> bool:
     """True when blocks of `rows` rows can be swept in one tensor and each keep the bits that it has when swept alone.
 
     Larger products are faster, but a library may add up a row in another order when there are more rows beside it, and a
-    vectorized function may treat the last few values of a tensor differently. Neither depends on the values, so random ones
-    show it: products both ways and conditional means are compared bit by bit. One-hot layers are never merged.
+    vectorized function may treat the last few values of a tensor differently. Which it does depends on shapes and on where
+    a tensor begins in memory, not on the values; but other orders often round alike, so products both ways and conditional
+    means are compared bit by bit on several draws. One-hot layers are never merged.
     """
     if isinstance(rbm.visible, OneHot) or isinstance(rbm.hidden, OneHot):
         return False
-    generator = torch.Generator(device=rbm.weights.device).manual_seed(0)
     like = rbm.weights.detach()
-    v, h = (
-        torch.empty(sum(rows), n, dtype=like.dtype, device=like.device).uniform_(generator=generator)
-        for n in like.shape
-    )
-    # with weights of its own: those of a run may still be zero
-    weights = torch.empty_like(like).normal_(generator=generator)
-    bias_h, bias_v = h[0].clone(), v[0].clone()
+    generator = torch.Generator(device=like.device).manual_seed(0)
 
-    def means(v: Tensor, h: Tensor) -> tuple[Tensor, ...]:
+    def draw(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=like.dtype, device=like.device).normal_(generator=generator)
+
+    def means(v: Tensor, h: Tensor, weights: Tensor, bias_v: Tensor, bias_h: Tensor) -> tuple[Tensor, ...]:
         to_h, to_v = torch.addmm(bias_h, v, weights), torch.addmm(bias_v, h, weights.T)
         return to_h, to_v, rbm.hidden.mean(to_h), rbm.visible.mean(to_v)
 
-    together = means(v, h)
-    apart = [means(*parts) for parts in zip(v.split(list(rows)), h.split(list(rows)))]
-    return all(torch.equal(whole, torch.cat(parts)) for whole, parts in zip(together, zip(*apart)))
+    num_visible, num_hidden = like.shape
+    for trial in range(_TRIALS):
+        v, h = draw(sum(rows), num_visible), draw(sum(rows), num_hidden)
+        if trial % 2:
+            v, h = v.gt(0).to(v), h.gt(0).to(h)
+        # weights of its own: those of a run may still be zero
+        model = draw(num_visible, num_hidden) / max(num_visible, num_hidden) ** 0.5, draw(num_visible), draw(num_hidden)
+        together = means(v, h, *model)
+        # copies begin where a block's own tensor would, not amid another one
+        pairs = zip(v.split(list(rows)), h.split(list(rows)))
+        apart = [means(part_v.clone(), part_h.clone(), *model) for part_v, part_h in pairs]
+        if not all(torch.equal(whole, torch.cat(parts)) for whole, parts in zip(together, zip(*apart))):
+            return False
+    return True

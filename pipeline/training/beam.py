@@ -239,7 +239,10 @@ class BeamObjective:
             self.chains[i] = ChainState(*parts)
         chains = self._at_one(moved)
         visible = self.statistics_sampler.run(self.rbm, chains, random, couplings).visible
-        return list(visible.split([len(self._at_one(self.chains[i]).beta) for i in which]))
+        if len(which) == 1:
+            return [visible]
+        # copies: products of a tensor that begins amid another one may differ in bits
+        return [part.clone() for part in visible.split(rows)]
 
     def _block(self, i: int, data: Tensor, visible: Tensor, couplings: Couplings, gamma: float) -> Block:
         """What this worker's i-th block brings to a step: its data rows and its particles."""
