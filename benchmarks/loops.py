@@ -14,7 +14,9 @@ Update = Callable[[], None]
 
 
 class Problem(NamedTuple):
-    """What is trained: sizes, kind of visible units, sweeps per update, standard deviation of beta, data rows [N, V]."""
+    """What is trained: sizes, kind of visible units, sweeps per update, standard deviation of beta, data rows [N, V], on
+    whose device everything is.
+    """
 
     visible: int
     hidden: int
@@ -35,19 +37,20 @@ class _Model(NamedTuple):
 
 def _start(p: Problem) -> tuple[_Model, torch.optim.Adam, Tensor, Tensor]:
     """Parameters, optimizer, particles [M, V] at rows of the data, beta [M, 1]."""
-    generator = torch.Generator().manual_seed(0)
+    device = p.rows.device
+    generator = torch.Generator(device=device).manual_seed(0)
     model = _Model(
-        0.01 * torch.randn(p.visible, p.hidden, generator=generator),
+        0.01 * torch.randn(p.visible, p.hidden, generator=generator, device=device),
         p.rows.mean(0),
-        torch.zeros(p.hidden),
-        torch.zeros(p.visible),
+        torch.zeros(p.hidden, device=device),
+        torch.zeros(p.visible, device=device),
     )
     learned = model if p.gaussian else model[:3]
     for parameter in learned:
         parameter.grad = torch.zeros_like(parameter)
     optimizer = torch.optim.Adam(list(learned), 1e-3, fused=True, maximize=True)
-    picked = torch.randint(len(p.rows), (p.chains,), generator=generator)
-    return model, optimizer, p.rows[picked].clone(), torch.ones(p.chains, 1)
+    picked = torch.randint(len(p.rows), (p.chains,), generator=generator, device=device)
+    return model, optimizer, p.rows[picked].clone(), torch.ones(p.chains, 1, device=device)
 
 
 def _next_beta(beta: Tensor, std: float) -> Tensor:
@@ -67,7 +70,7 @@ def plain_loop(p: Problem) -> Update:
 
     @torch.no_grad()
     def update() -> None:
-        data = p.rows[torch.randint(len(p.rows), (p.batch,))]
+        data = p.rows[torch.randint(len(p.rows), (p.batch,), device=p.rows.device)]
         v, beta = state["v"], state["beta"]
         for _ in range(p.sweeps):
             if p.beta_std:
@@ -97,8 +100,8 @@ def plain_loop(p: Problem) -> Update:
 
 
 def tuned_loop(p: Problem) -> Update:
-    """Buffers made once, everything in place, uniform numbers compared instead of `torch.bernoulli`, one product for both
-    gradients, 1 / s folded into the weights once per update.
+    """For the CPU. Buffers made once, everything in place, uniform numbers compared instead of `torch.bernoulli`, one product
+    for both gradients, 1 / s folded into the weights once per update.
     """
     model, optimizer, v, beta = _start(p)
     h, uniform = torch.empty(p.chains, p.hidden), torch.empty(p.chains, p.hidden)

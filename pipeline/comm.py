@@ -60,7 +60,7 @@ class Comm:
         self.world_size = world_size
         self.device = torch.device(device)
         self.traffic: Counter[str] = Counter()
-        """Bytes that this worker has put into collectives so far, by kind: "sum" and "gather"; with one worker none."""
+        """Bytes that this worker has put into sums and gathers so far, by kind: "sum" and "gather"; with one worker none."""
 
     @classmethod
     def current(cls, device: torch.device | str = "cpu") -> "Comm":
@@ -162,6 +162,7 @@ class ExactSum:
     def add_(self, partial: dict[str, Tensor]) -> None:
         """Add one block's partial sums."""
         for name, value in partial.items():
+            assert value.shape == self.parts[name].shape, (name, value.shape)
             if name in self._untouched:  # snap_to_grid of the first values, straight into the buffer
                 torch.add(self._snaps[name], value, out=self.parts[name]).sub_(_SNAP)
                 self._untouched.remove(name)

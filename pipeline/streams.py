@@ -76,7 +76,7 @@ def standard_gamma(shape: Tensor, random: Random) -> Tensor:
 def _by_block(x: Tensor, random: Random) -> list[tuple[Tensor, torch.Generator | None]]:
     if not isinstance(random, RowStreams):
         return [(x, random)]
-    return list(zip(x.split(list(random.rows)), random.generators))
+    return list(zip(x.split(list(random.rows)), random.generators, strict=True))
 
 
 def _drawn(draw: Callable[..., Tensor], x: Tensor, random: Random) -> Tensor:

@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if args.only and experiment.name not in args.only:
                 continue
             record = results / f"{experiment.name}.json"
-            if experiment.name in args.redo:
+            if experiment.name in args.redo and experiment.waves(plan):
                 record.unlink(missing_ok=True)
                 for unit in (unit for wave in experiment.waves(plan) for unit in wave):
                     shutil.rmtree(runs / (experiment.home or experiment.name) / unit.name, ignore_errors=True)

@@ -50,10 +50,9 @@ def train_in(
         )
     manifest = read_manifest(data)
     checkpoints = folder / "checkpoints"
-    begins = load_latest(checkpoints) is None
-    if fork is not None and begins:
-        start = load_latest(fork)
-        assert start is not None, f"no checkpoint in {fork}: its run comes first"
+    start = None if fork is None else load_latest(fork)
+    assert fork is None or start is not None, f"no checkpoint in {fork}: its run comes first"
+    if start is not None and load_latest(checkpoints) is None:
         meta = {**start.meta, "config": config.to_dict()}
         save_checkpoint(checkpoints, start.step, start.tensors, meta, config.checkpoint.keep)
     job = TrainJob(config.to_dict(), str(data), manifest.hash, str(folder.resolve()), 1, until)
@@ -61,12 +60,13 @@ def train_in(
     def look(found: Checkpoint | None) -> None:
         if found is None or measure is None or found.step in {row["step"] for row in read_measured(folder)}:
             return
+        if start is not None and found.step == start.step:
+            return
         row = {"step": found.step, **measure(found)}
         with (folder / "measured.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
 
-    if not begins:
-        look(load_latest(checkpoints))  # written, and perhaps not looked at, before a kill
+    look(load_latest(checkpoints))  # written, and perhaps not looked at, before a kill
     with StopRequest().on_signals() as stop:
         stop.requested = stop_wanted()
         for progress in run_worker(job, Comm(device=pick_device()), stop):

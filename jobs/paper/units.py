@@ -12,7 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -121,7 +121,8 @@ def run_units(units: Sequence[Unit], folder: Path, cache: Path, pool: Pool, titl
             for child in psutil.Process().children(recursive=True):
                 # A training writes a checkpoint and ends. Not SIGINT: a terminal's Ctrl-C has sent that one to all, a second
                 # would end the training before it has written, and in a shell's background it is ignored.
-                child.send_signal(signal.SIGTERM)
+                with suppress(psutil.NoSuchProcess):
+                    child.send_signal(signal.SIGTERM)
             raise
     if failures:
         raise UnitFailed(f"{len(failures)} of {len(todo)} units of {title} failed; {failures[0]}")

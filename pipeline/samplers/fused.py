@@ -148,7 +148,7 @@ class FusedGibbs:
             self._capture()
         else:
             self._captured.replay()
-        beta = self.betas[-1][:, None].clone() if process.std else chains.beta
+        beta = self.betas[-1][:, None].clone() if process.std else chains.beta.clone()
         return ChainState(self.visible.clone(), self.hidden.clone(), beta)
 
     def _capture(self) -> None:
@@ -161,7 +161,7 @@ class FusedGibbs:
         torch.cuda.current_stream().wait_stream(side)
         self.visible.copy_(start)
         self._captured = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._captured):
+        with torch.cuda.graph(self._captured, capture_error_mode="thread_local"):  # nccl's threads may be at work
             self._launch()
         self._captured.replay()
 
