@@ -23,6 +23,7 @@ from jobs.paper.page import write_markdown, write_page
 from jobs.paper.units import UnitFailed, start_pool
 from jobs.ray_session import sigterm_as_interrupt
 from pipeline.data.shards import ShardError
+from pipeline.metrics.inception import find_inception
 from pipeline.provenance import project_root
 
 EXPERIMENTS: tuple[Experiment, ...] = (
@@ -108,6 +109,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         write_mnist(mnist, continuous, False)
         write_mnist(mnist, binarized, True)
         folders = (continuous, binarized)
+    find_inception()  # a wrong path is an error now, not after hours
     run = args.faces or args.runs / ("paper-faces" if args.quick else "celeba-celeba_beam")
     if args.quick and args.faces is None and (not args.only or "faces" in args.only):
         places = ["--runs", str(args.runs), "--cache", str(args.cache), "--name", run.name]

@@ -138,8 +138,9 @@ def keep_pictures(pictures: Sequence[str], source: Path, target: Path) -> None:
     """Copy an experiment's pictures beside its record, in place of those of an earlier one."""
     shutil.rmtree(target, ignore_errors=True)
     for file in (entry.partition(": ")[0] for entry in pictures):
-        (target / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / file, target / file)
+        if (source / file).exists():  # the page says which is missing
+            (target / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / file, target / file)
 
 
 def read_record(file: Path) -> dict[str, Any]:

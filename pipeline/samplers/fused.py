@@ -129,6 +129,9 @@ class FusedGibbs:
         self.to_visible.copy_(couplings.to_visible.T)
         self.hidden_bias.copy_(couplings.hidden_bias)
         self.visible_bias.copy_(couplings.visible_bias)
+        if self.to_hidden.dtype != torch.float32:  # offsets fold in with the weights that the products use
+            self.hidden_bias.add_(self.rbm.visible.offset @ (couplings.to_hidden - self.to_hidden.float()))
+            self.visible_bias.add_(self.rbm.hidden.offset @ (couplings.to_visible - self.to_visible.float().T))
         variance = self.rbm.visible.variance()
         if variance is not None:
             self.std.copy_(variance.sqrt())
@@ -181,7 +184,9 @@ class FusedGibbs:
                 B=128,
             )
         gaussian = isinstance(self.rbm.visible, Gaussian)
-        tile = {"BM": 16 if rows <= 1024 else 64, "BN": 32 if rows <= 1024 else 128, "BK": 64}
+        tile = (
+            {"BM": 16, "BN": 32, "BK": 64} if rows <= 1024 else {"BM": 64, "BN": 64, "BK": 32}
+        )  # not tuned on a GPU yet
         for sweep in range(self.sampler.num_sweeps):
             rest = (self.seed, self.sampler.min_beta)
             first, half = self.first, 2 * sweep
