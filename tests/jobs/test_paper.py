@@ -170,17 +170,21 @@ def test_the_verdict_on_a_rising_reverse_divergence_follows_the_figures() -> Non
 
 
 @pytest.mark.parametrize(
-    ("beam", "control", "expected"),
+    ("beam", "control", "expected", "counts"),
     [
-        ((0.17, 0.1), (0.17, 0.3), "holds"),
-        ((0.17, 0.3), (0.17, 0.3), "does not hold"),
-        ((0.5, 0.1), (0.17, 0.3), "does not hold"),  # the forward KL paid for it
-        ((0.17, 0.297), (0.17, 0.3), "does not hold"),  # hardly better than its control
-        ((0.17, -0.2), (0.17, -0.1), "does not hold"),  # below zero: noise, not quality
+        ((0.17, 0.1), (0.17, 0.3), "holds", (4, 4, 0)),
+        ((0.17, 0.4), (0.17, 0.4), "does not hold", (0, 0, 0)),
+        ((0.5, 0.1), (0.17, 0.3), "holds in part", (0, 4, 4)),  # the forward KL paid for it
+        ((0.17, 0.297), (0.17, 0.3), "holds in part", (4, 0, 0)),  # hardly better than its control
+        ((0.17, -0.2), (0.17, -0.1), "does not hold", (0, 0, 0)),  # below zero: noise, not quality
     ],
 )
-def test_the_verdict_on_the_beam_needs_both_divergences_and_the_control(beam, control, expected) -> None:
-    assert verdict(2, digits_continuous=digits(beam, control)) == expected
+def test_the_verdict_on_the_beam_needs_both_divergences_and_the_control(beam, control, expected, counts) -> None:
+    found = verdict(2, digits_continuous=digits(beam, control))
+    assert found.startswith(f"{expected}: ")
+    fell, lower, higher = counts
+    assert f"fall after the switch in {fell} of 4" in found
+    assert found.endswith(f"lower in {lower}, and the forward KL higher in {higher}")
 
 
 MIXTURES = ("mixture_bimodal", "mixture_ring", "mixture_grid")
