@@ -206,7 +206,7 @@ def _hidden_critic(records: Records) -> tuple[str, list[str]]:
         found = {
             critic: {
                 metric: [late_mean(run, protocol, metric) for run in units_of(record, f"literal-{critic}")]
-                for metric in ("forward", "reverse")
+                for metric in ("forward", "reverse", "precision")
             }
             for critic in ("hidden_neighbors", "visible_neighbors", "hidden_forest", "hidden_network")
         }
@@ -215,10 +215,10 @@ def _hidden_critic(records: Records) -> tuple[str, list[str]]:
         paid = [a - b for a, b in zip(hidden["forward"], visible["forward"])]
         faster.append(below(less, SLIGHT) and no_higher(paid, SLIGHT))
         said = "; ".join(
-            f"{name.replace('_', ' ')} {spread_text(v['forward'])} / {spread_text(v['reverse'])}"
+            f"{name.replace('_', ' ')} {' / '.join(spread_text(values) for values in v.values())}"
             for name, v in found.items()
         )
-        evidence.append(f"{protocol}, forward / reverse KL, means over the 15 epochs after the switch: {said}")
+        evidence.append(f"{protocol}, forward / reverse KL / precision, means over the 15 epochs after the switch: {said}")
         evidence.append(f"{protocol}, hidden less visible: reverse {spread_text(less)}, forward {spread_text(paid)}")
     return ("holds" if all(faster) else "holds in part" if any(faster) else "does not hold"), evidence
 
