@@ -12,6 +12,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export OMP_NUM_THREADS ?= 1
 
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 1); echo $$(( n < 4 ? n : 4 )))
+PROCESSES ?= $(shell n=$$(nproc 2>/dev/null || echo 1); echo $$(( n < 4 ? n : 4 )))
 CELEBA ?=
 QUICK ?=
 NAME ?=
@@ -75,8 +76,8 @@ paper: $(READY) ## the paper's experiments and claims; MNIST=folder ONLY="name .
 report: $(READY) ## one HTML page about a run, a sweep, or several runs compared; RUN="name [name ...]"
 	$(PY) -m jobs.report $(RUN)
 
-test: $(READY) ## the default tests (minutes); TESTS=tests/exact for some
-	$(PY) -m pytest -q -m "not slow" $(TESTS)
+test: $(READY) ## the default tests (minutes), some files at a time; TESTS=tests/exact for some, PROCESSES=1 for one by one
+	$(PY) -m pytest -q -m "not slow" -n $(PROCESSES) --dist loadfile $(TESTS)
 
 test-slow: $(READY) ## the slow tests (face-sized invariance, a killed Ray worker)
 	$(PY) -m pytest -q -m slow $(TESTS)
