@@ -60,7 +60,7 @@ class Comm:
         self.world_size = world_size
         self.device = torch.device(device)
         self.traffic: Counter[str] = Counter()
-        """Bytes that this worker has put into sums and gathers so far, by kind: "sum" and "gather"; with one worker none."""
+        """Bytes that this worker has put into each kind so far: "sum", "gather", "exchange"; with one worker none."""
 
     @classmethod
     def current(cls, device: torch.device | str = "cpu") -> "Comm":
@@ -110,6 +110,25 @@ class Comm:
     def gather(self, rows: Tensor, rows_per_rank: list[int]) -> Tensor:
         """The rows of all workers in order of rank, on every worker."""
         return self.gather_async(rows, rows_per_rank).wait()
+
+    def exchange(self, rows: Tensor, rows_per_rank: list[int]) -> Tensor:
+        """Send each worker its rows, and take from each what it has for this one.
+
+        Args:
+            rows: [sum(rows_per_rank), ...], those for worker 0 first.
+            rows_per_rank: numbers of rows that worker r is to have from every worker, the same on all of them.
+
+        Returns:
+            [world_size, rows_per_rank[rank], ...], from worker r at place r.
+        """
+        assert len(rows) == sum(rows_per_rank), (len(rows), rows_per_rank)
+        if self.world_size == 1:
+            return rows[None]
+        mine = rows_per_rank[self.rank]
+        out = rows.new_empty((self.world_size * mine, *rows.shape[1:]))
+        self.traffic["exchange"] += rows.nbytes
+        dist.all_to_all_single(out, rows.contiguous(), [mine] * self.world_size, rows_per_rank)
+        return out.view(self.world_size, mine, *rows.shape[1:])
 
     def any(self, flag: bool) -> bool:
         """True on every worker when `flag` is true on at least one."""

@@ -229,9 +229,18 @@ class CriticConfig(ScoreConfig):
     """Backend of the k-nearest search; auto takes the faster of the two on this machine, all workers alike."""
     exclude_own_chain: bool = False
     """Hide a chain's own previous state from it (the paper does not)."""
+    memory: Literal["replicated", "sharded"] = "replicated"
+    """replicated: every worker holds all rows; they travel while the next sweeps run. sharded: each worker holds its own
+    and searches them for the particles of all; what a worker holds does not grow with their number."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _require(
+            self.memory == "replicated" or self.wire == "float32",
+            "critic.wire",
+            self.wire,
+            '"float32" with critic.memory = "sharded": queries are compared as they are',
+        )
         _require(self.num_neighbors >= 1, "critic.num_neighbors", self.num_neighbors, "at least 1")
         _require(self.epsilon > 0, "critic.epsilon", self.epsilon, "positive")
 

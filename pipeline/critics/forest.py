@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pipeline.config import ForestCriticConfig
 from pipeline.critics.critic import score_of
-from pipeline.critics.memory import Memory
+from pipeline.critics.memory import Memory, class_shares
 from pipeline.streams import stream_seed
 
 
@@ -29,7 +29,7 @@ class ForestCritic:
         """Fit the trees to data = 1, particles = 0, rows weighted by 1/count of their class; their stream is the step's."""
         rows = torch.arange(len(memory.features))
         labels = (rows < memory.num_data).numpy()
-        weights = memory.data_shares(rows).abs().double()
+        weights = class_shares(rows, memory.num_data, memory.num_particles, memory.features.dtype).abs().double()
         self.forest = RandomForestClassifier(
             self.config.num_trees,
             max_depth=self.config.max_depth,

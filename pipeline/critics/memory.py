@@ -52,11 +52,12 @@ class Memory(NamedTuple):
         """Rows that came from the model."""
         return len(self.features) - self.num_data
 
-    def data_shares(self, rows: Tensor) -> Tensor:
-        """Class weights of memory rows: +1/num_data for data, -1/num_particles for particles, shaped like `rows`.
 
-        With equal numbers this is plain counting; otherwise each class as a whole weighs the same.
-        """
-        data = torch.tensor(1 / self.num_data, dtype=self.features.dtype, device=rows.device)
-        particle = torch.tensor(-1 / self.num_particles, dtype=self.features.dtype, device=rows.device)
-        return torch.where(rows < self.num_data, data, particle)
+def class_shares(rows: Tensor, num_data: int, num_particles: int, dtype: torch.dtype) -> Tensor:
+    """Class weights of memory rows: +1/num_data for data, -1/num_particles for particles, shaped like `rows`.
+
+    With equal numbers this is plain counting; otherwise each class as a whole weighs the same.
+    """
+    data = torch.tensor(1 / num_data, dtype=dtype, device=rows.device)
+    particle = torch.tensor(-1 / num_particles, dtype=dtype, device=rows.device)
+    return torch.where(rows < num_data, data, particle)

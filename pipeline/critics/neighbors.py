@@ -13,7 +13,7 @@ from pipeline.comm import Comm
 from pipeline.config import CriticConfig
 from pipeline.critics.critic import score_of
 from pipeline.critics.faiss_search import MissingFaiss, search_faiss
-from pipeline.critics.memory import Memory
+from pipeline.critics.memory import Memory, class_shares
 from pipeline.critics.search import search_torch
 
 Search = Callable[[Tensor, Tensor, int], Tensor]
@@ -81,6 +81,35 @@ def mixed_order(num_data: int, num_particles: int, device: torch.device) -> Tens
     return torch.cat(places).argsort().to(device)
 
 
+@functools.lru_cache(maxsize=16)
+def mixed_ranks(num_data: int, num_particles: int, device: torch.device) -> Tensor:
+    """Place [n] of each row of the memory in the mixed order."""
+    order = mixed_order(num_data, num_particles, device)
+    ranks = torch.empty_like(order)
+    ranks[order] = torch.arange(len(order), device=device)
+    return ranks
+
+
+def score_neighbors(shares: Tensor, distances: Tensor, config: CriticConfig) -> Tensor:
+    """T [q] of the class weights [q, k] (see class_shares) and distances [q, k] of each query's k neighbors.
+
+    p = sum of w_i / n_class(i) over the data neighbors / the same sum over all k neighbors, with w_i = 1 (Eq. 15) or
+    1 / (d_i + epsilon) (Eq. 16) and n_class the class's number of rows in the memory; T = 2p - 1, or log 2 + log p.
+    """
+    if config.weighting == "distance":
+        shares = shares / (distances + config.epsilon)
+    return score_of(shares.clamp(min=0).sum(1) / shares.abs().sum(1), config)
+
+
+def distances_to(queries: Tensor, rows: Tensor, which: Tensor) -> Tensor:
+    """Euclidean distances [q, k] of queries [q, F] to rows[which], which [q, k].
+
+    From differences: the expansion of the square that searches use is off by more than epsilon for a chain that hardly
+    moved.
+    """
+    return (rows[which] - queries[:, None, :]).square().sum(2).sqrt()
+
+
 @dataclass
 class NeighborCritic:
     """T at query features against a memory, in [-1, 1] (linear form). T is a constant of the gradient: detached."""
@@ -94,13 +123,7 @@ class NeighborCritic:
 
     @torch.no_grad()
     def score(self, queries: Tensor, memory: Memory, first_particle: int | None = None) -> Tensor:
-        """T [q] of each query [q, F].
-
-        p = sum of w_i / n_class(i) over the data neighbors / the same sum over all k neighbors, with w_i = 1 (Eq. 15) or
-        1 / (d_i + epsilon) (Eq. 16) and n_class the class's number of rows in the memory; T = 2p - 1, or log 2 + log p.
-
-        The backend names the neighbors; their distances are computed here from the differences, because the expansion
-        that searches use is off by more than epsilon for a chain that hardly moved.
+        """T [q] of each query [q, F]; see score_neighbors. The backend only names the neighbors.
 
         Args:
             queries: features of particles (or any points).
@@ -123,12 +146,8 @@ class NeighborCritic:
             others = rows != own[:, None]
             others[:, -1] &= ~others[:, :-1].all(1)  # own row not among them: drop the farthest instead
             rows = rows[others].view(len(queries), k)
-        shares = memory.data_shares(rows)
-        if self.config.weighting == "distance":
-            differences = memory.features[rows] - queries[:, None, :]
-            shares = shares / (differences.square().sum(2).sqrt() + self.config.epsilon)
-        probability = shares.clamp(min=0).sum(1) / shares.abs().sum(1)
-        return score_of(probability, self.config)
+        shares = class_shares(rows, memory.num_data, memory.num_particles, queries.dtype)
+        return score_neighbors(shares, distances_to(queries, memory.features, rows), self.config)
 
     def state(self) -> dict[str, Tensor]:
         """The search backend, since two of them may break ties differently."""

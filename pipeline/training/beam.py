@@ -5,18 +5,17 @@ memory of the previous step; one weighted sum of energy gradients over all rows;
 this step's features into the next memory. With gamma = 1 there is no memory, and the numbers are plain PCD.
 """
 
-import hashlib
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pipeline.comm import Comm, ExactSum, PendingGather, split_rows
-from pipeline.config import NaturalGradientConfig, Phase, PowerLaw, RBMConfig, RunConfig, SamplerConfig
-from pipeline.critics.build import CriticSizes, build_critic
-from pipeline.critics.critic import Critic
-from pipeline.critics.memory import Memory, Wire
+from pipeline.comm import Comm, ExactSum, split_rows
+from pipeline.config import AnyCriticConfig, NaturalGradientConfig, Phase, PowerLaw, RBMConfig, RunConfig, SamplerConfig
+from pipeline.critics.build import build_recall
+from pipeline.critics.memory import Wire
+from pipeline.critics.recall import Recall
 from pipeline.data.batches import Batches
 from pipeline.models.initialize import initialize_rbm
 from pipeline.models.rbm import Couplings, Hidden
@@ -87,12 +86,9 @@ class BeamObjective:
         self.merged = driven and (comm.device.type != "cpu" or blocks_stand_alone(self.rbm, own))
         self.fused = self._fuse(own)
         """None where torch makes the sweeps."""
-        self.memory: Memory | None = None
-        self._next_memory: tuple[PendingGather, PendingGather, int] | None = None
         self.feature = config.critic.feature if config.critic else "hidden_mean"
-        self.wire = self._choose_wire()
-        self.critic = self._build_critic()
-        """None when no phase has an adversary."""
+        self.recall = self._build_recall()
+        """The critic and its memory; None when no phase has an adversary."""
 
         shapes = {name: p.shape for name, p in self.rbm.named_parameters()}
         scalars = ("beta", "beta_square")
@@ -139,17 +135,19 @@ class BeamObjective:
         blocks = [
             self._block(i, data[i], visible, couplings, gamma) for i, visible in enumerate(self._sweep(step, couplings))
         ]
-        memory = self._take_memory() if gamma < 1 else None  # its gather ran during the sweeps
-        if memory is not None:
-            assert self.critic is not None
-            self.critic.observe(memory, step)
-            blocks = [self._scored(block, number, memory) for block, number in zip(blocks, self.blocks)]
-        mean_score = self._mean_score(blocks) if memory is not None else 0.0
+        recall = self.recall if gamma < 1 else None
+        # what it remembers has traveled during the sweeps; while that is nothing, the step is plain PCD
+        critic = recall if recall is not None and recall.ready(step) else None
+        mean_score = 0.0
+        if critic is not None:
+            scores = critic.score([block.particles.features for block in blocks], self.block_chains, own=True)
+            blocks = [block._replace(scores=t) for block, t in zip(blocks, scores)]
+            mean_score = self._mean_score(blocks)
 
         self.sums.zero_()
         for block, chains in zip(blocks, self.chains):
-            # before there is a memory, the step is plain PCD
-            self.sums.add_(ascent_direction(self.rbm, block, gamma if memory is not None else 1.0, mean_score, counts))
+            weight = 1.0 if critic is None else gamma
+            self.sums.add_(ascent_direction(self.rbm, block, weight, mean_score, counts))
             beta = self._at_one(chains).beta.double()
             self.sums.add_(
                 {
@@ -168,13 +166,19 @@ class BeamObjective:
             "learning_rate": rate,
             "beta_mean": beta_mean,
             "beta_std": max(0.0, float(sums["beta_square"]) - beta_mean**2) ** 0.5,
-            **({} if memory is None else {"score_particles": mean_score}),
+            **({} if critic is None else {"score_particles": mean_score}),
         }
         if measure:
-            report |= self.measurements.take(self.rbm, blocks, mean_score, counts, self.critic, memory, self.comm)
+            features, rows = [block.data_features for block in blocks], self.batches.block_rows(step)
+            data_scores = None if critic is None else critic.score(features, rows, own=False)
+            report |= self.measurements.take(self.rbm, blocks, mean_score, counts, data_scores, self.comm)
         self._update(sums, rate, step, blocks)
-        if gamma < 1:
-            self._remember(step, blocks)
+        if recall is not None:
+            recall.remember(
+                [block.data_features for block in blocks],
+                [block.particles.features for block in blocks],
+                self.batches.block_rows(step),
+            )
         return report
 
     def _start_block(self, block: int, generator: torch.Generator) -> ChainState:
@@ -258,12 +262,6 @@ class BeamObjective:
             features, data_features = hidden.states, data_hidden.states
         return Block(data, data_hidden, data_features, Particles(visible, hidden, features), None)
 
-    def _scored(self, block: Block, number: int, memory: Memory) -> Block:
-        """The block with T of its particles."""
-        assert self.critic is not None
-        first = sum(self.block_chains[:number])
-        return block._replace(scores=self.critic.score(block.particles.features, memory, first))
-
     def _sample_hidden(self, visible: Tensor, generator: torch.Generator) -> Tensor:
         return self.rbm.hidden.sample_(self.rbm.hidden.bias + self.rbm.hidden_field(visible), None, generator)
 
@@ -273,28 +271,31 @@ class BeamObjective:
         local = torch.cat(mine) if mine else self.rbm.weights.new_zeros(0)
         return float(self.comm.gather(local, self.comm.rows_per_rank(self.block_chains)).double().mean())
 
-    def _build_critic(self) -> Critic | None:
+    def _build_recall(self) -> Recall | None:
         phases = self.config.schedules
         if self.config.critic is None or min(phases.likelihood.gamma, phases.adversarial.gamma) == 1:
             return None
-        sizes = CriticSizes(
-            queries=max(1, self.block_chains[0]),
-            particles=self.sampler_config.num_chains,
-            data=self.config.data.batch_size,
-            smallest_data=self.batches.size(self.batches.steps_per_epoch - 1),
-            features=self._feature_size(),
+        smallest = self.batches.size(self.batches.steps_per_epoch - 1)
+        wire = self._choose_wire(self.config.critic)
+        return build_recall(
+            self.config.critic,
+            self.config.seed,
+            self.comm,
+            wire,
+            self.block_chains,
+            self.config.data.batch_size,
+            smallest,
         )
-        return build_critic(self.config.critic, sizes, self.config.seed, self.comm, self.rbm.weights.dtype)
 
-    def _choose_wire(self) -> Wire:
+    def _choose_wire(self, critic: AnyCriticConfig) -> Wire:
         """Bits where features are states in {0, 1}; else what critic.wire says."""
-        form: Literal["bits", "bfloat16", "float32"] = self.config.critic.wire if self.config.critic else "float32"
-        if self.feature == "hidden_sample" and self.rbm.config.hidden_units != "gaussian":
+        form: Literal["bits", "bfloat16", "float32"] = critic.wire
+        if critic.feature == "hidden_sample" and self.rbm.config.hidden_units != "gaussian":
             form = "bits"
-        return Wire(self._feature_size(), self.rbm.weights.dtype, form)
-
-    def _feature_size(self) -> int:
-        return self.rbm.config.num_visible if self.feature == "visible" else self.rbm.config.num_hidden
+        model = self.rbm.config
+        return Wire(
+            model.num_visible if critic.feature == "visible" else model.num_hidden, self.rbm.weights.dtype, form
+        )
 
     def _update(self, sums: dict[str, Tensor], rate: float, step: int, blocks: list[Block]) -> None:
         """The optimizer's step along the ascent direction, the clamp of scales, the hidden offsets."""
@@ -335,28 +336,6 @@ class BeamObjective:
         for name, parameter in self.rbm.named_parameters():
             parameter.add_(change[name].to(parameter.dtype))
 
-    # --- memory -------------------------------------------------------------------------------------------------------
-
-    def _remember(self, step: int, blocks: list[Block]) -> None:
-        """Start gathering this step's features; the next step's sweeps run meanwhile."""
-        empty = self.rbm.weights.new_zeros(0, self._feature_size())
-        data, particles = (
-            self.comm.gather_async(self.wire.pack(torch.cat(features or [empty])), self.comm.rows_per_rank(block_rows))
-            for features, block_rows in (
-                ([block.data_features for block in blocks], self.batches.block_rows(step)),
-                ([block.particles.features for block in blocks], self.block_chains),
-            )
-        )
-        self._next_memory = (data, particles, self.batches.size(step))
-
-    def _take_memory(self) -> Memory | None:
-        """The memory of the previous step, once its gather is done."""
-        if self._next_memory is not None:
-            data, chains, num_data = self._next_memory
-            self.memory = Memory(self.wire.unpack(torch.cat([data.wait(), chains.wait()])), num_data)
-            self._next_memory = None
-        return self.memory
-
     # --- evaluation and state ---------------------------------------------------------------------------------------
 
     def evaluate(self, step: int) -> Evaluation:
@@ -387,14 +366,8 @@ class BeamObjective:
             **{f"chains.{k}": v for k, v in chains._asdict().items()},
             "generators": self.comm.gather(mine.to(self.comm.device), per_rank),
         }
-        memory = self._take_memory()
-        if memory is not None:
-            digest = hashlib.sha256(memory.features.cpu().contiguous().numpy().tobytes()).digest()
-            assert self.comm.same(int.from_bytes(digest[:7], "little")), "the memory differs between workers"
-            state["memory.features"] = memory.features
-            state["memory.num_data"] = torch.tensor(memory.num_data)
-        if self.critic is not None:
-            state |= {f"critic.{k}": v for k, v in self.critic.state().items()}
+        if self.recall is not None:
+            state |= self.recall.state()
         return {name: value.detach().cpu().clone() for name, value in state.items()}
 
     def _optimizer_state(self) -> dict[str, Tensor]:
@@ -421,15 +394,5 @@ class BeamObjective:
         self.chains = [ChainState(*(column[b].clone() for column in columns)) for b in self.blocks]
         for generator, block in zip(self.generators, self.blocks):
             generator.set_state(state["generators"][block].clone())
-        if self.critic is not None:
-            saved = {k.removeprefix("critic."): v for k, v in state.items() if k.startswith("critic.")}
-            self.critic.load_state(saved)
-            # before the first memory a run may go on with another critic: it has learned nothing yet
-            if "memory.features" in state and self.critic.state().keys() != saved.keys():
-                raise ValueError(
-                    "the checkpoint's critic does not fit this run: start from one before the adversary, or use the same "
-                    "kind of critic"
-                )
-        self._next_memory, self.memory = None, None
-        if "memory.features" in state:
-            self.memory = Memory(state["memory.features"].to(self.comm.device), int(state["memory.num_data"]))
+        if self.recall is not None:
+            self.recall.load_state(state)

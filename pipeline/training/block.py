@@ -6,8 +6,6 @@ import torch
 from torch import Tensor
 
 from pipeline.comm import Comm, ExactSum
-from pipeline.critics.critic import Critic
-from pipeline.critics.memory import Memory
 from pipeline.gradients import data_weights, particle_weights
 from pipeline.models.rbm import RBM, Hidden
 
@@ -79,21 +77,20 @@ class Measurements:
         blocks: list[Block],
         mean_score: float,
         counts: Counts,
-        critic: Critic | None,
-        memory: Memory | None,
+        data_scores: list[Tensor] | None,
         comm: Comm,
     ) -> dict[str, float]:
-        """Global numbers of a step, the same on all workers; nothing of the run changes."""
+        """Global numbers of a step, the same on all workers; nothing of the run changes. Takes T of the blocks' data rows."""
         self.sums.zero_()
-        for block in blocks:
+        for i, block in enumerate(blocks):
             likelihood = ascent_direction(rbm, block._replace(scores=None), 1.0, 0.0, counts)
             self.sums.add_({f"likelihood {k}": v for k, v in likelihood.items()})
             error = (rbm.visible_mean(block.data_hidden.states) - block.data).square().sum()
             self.sums.add_({"reconstruction": error / (counts.data * block.data.shape[1])})
-            if critic is not None and memory is not None:
+            if data_scores is not None:
                 adversarial = ascent_direction(rbm, block, 0.0, mean_score, counts)
                 self.sums.add_({f"adversarial {k}": v for k, v in adversarial.items()})
-                self.sums.add_({"score_data": critic.score(block.data_features, memory).sum() / counts.data})
+                self.sums.add_({"score_data": data_scores[i].sum() / counts.data})
         totals = self.sums.reduce(comm)
         likelihood_part = torch.cat([v.flatten() for k, v in totals.items() if k.startswith("likelihood ")])
         report = {
@@ -102,7 +99,7 @@ class Measurements:
         }
         if (variance := rbm.visible.variance()) is not None:
             report["visible_std"] = float(variance.sqrt().median())
-        if memory is not None:
+        if data_scores is not None:
             adversarial_part = torch.cat([v.flatten() for k, v in totals.items() if k.startswith("adversarial ")])
             report["gradient_norm_adversarial"] = float(adversarial_part.norm())
             report["gradient_cosine"] = float(torch.cosine_similarity(likelihood_part, adversarial_part, dim=0))

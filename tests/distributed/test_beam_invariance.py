@@ -109,8 +109,9 @@ def assert_equal(result: dict, reference: dict, who: str) -> None:
         tiny("bernoulli", search="torch", feature="hidden_sample"),
         tiny(search="torch", feature="visible", weighting="uniform"),
         tiny(search="torch", wire="bfloat16"),
+        tiny(search="faiss", memory="sharded", exclude_own_chain=True, num_neighbors=9),
     ],
-    ids=["gaussian", "faiss", "bernoulli-sampled", "visible-critic", "bfloat16-wire"],
+    ids=["gaussian", "faiss", "bernoulli-sampled", "visible-critic", "bfloat16-wire", "sharded"],
 )
 def test_bits_do_not_depend_on_the_number_of_workers(config: RunConfig) -> None:
     (reference,) = run_group(run, 1, config, 0, 20, None)
@@ -149,6 +150,28 @@ def test_a_run_goes_on_with_another_critic_before_the_adversary_only() -> None:
     assert all(torch.equal(value, other[name]) for name, value in own.items())
 
 
+@pytest.mark.parametrize(
+    ("visible", "settings"),
+    [
+        ("gaussian", {"search": "torch"}),
+        ("gaussian", {"search": "faiss", "exclude_own_chain": True, "num_neighbors": 9, "weighting": "uniform"}),
+        # binary features: many rows are equally far, of which faiss takes the first
+        ("bernoulli", {"search": "faiss", "form": "log", "feature": "hidden_sample"}),
+    ],
+    ids=["distance", "own chain hidden, more neighbors than a block has rows", "ties"],
+)
+def test_a_sharded_memory_gives_the_bits_of_the_replicated_one(visible: str, settings: dict) -> None:
+    """20 updates, every 5th measured; the checkpoints are the same too, and each goes on as the other."""
+    configs = {memory: tiny(visible, memory=memory, **settings) for memory in ("replicated", "sharded")}
+    reference = run(configs["replicated"], 0, 20, None)
+    for world_size in (1, 3):
+        for rank, result in enumerate(run_group(run, world_size, configs["sharded"], 0, 20, None)):
+            assert_equal(result, reference, f"rank {rank} of {world_size}")
+    for first, then in (("replicated", "sharded"), ("sharded", "replicated")):
+        half = run(configs[first], 0, 15, None, False)["state"]
+        assert_equal(run(configs[then], 15, 20, half), reference, f"{first}, then {then}")
+
+
 def bytes_of_a_step(config: RunConfig) -> dict[str, int]:
     rows = rows_for(config)
     objective = BeamObjective(config, rows[20:], rows[:20], Comm.current())
@@ -171,6 +194,9 @@ def test_bytes_per_update() -> None:
     ):
         for found in run_group(bytes_of_a_step, 2, config):
             assert found == {"sum": summed, "gather": features + scores}
+    for found in run_group(bytes_of_a_step, 2, tiny(search="torch", memory="sharded", num_neighbors=3)):
+        # the particles' features alone; for each of 13 chains 3 candidates of two float64
+        assert found == {"sum": summed, "gather": 4 * 11 * 7 + scores, "exchange": 13 * 3 * 16}
     assert run_group(bytes_of_a_step, 1, tiny(search="torch")) == [{}]
 
 

@@ -230,8 +230,8 @@ OLD_CRITIC = {
 
 def test_the_nearest_neighbor_critic_is_written_and_read_as_when_it_was_the_only_one() -> None:
     """No kind is named, and what came later is at its default."""
-    assert BEAM.to_dict()["critic"] == {**OLD_CRITIC, "wire": "float32"}
-    assert "wire" not in chosen_settings(BEAM)["critic"]
+    assert BEAM.to_dict()["critic"] == {**OLD_CRITIC, "wire": "float32", "memory": "replicated"}
+    assert not {"wire", "memory"} & chosen_settings(BEAM)["critic"].keys()
     assert RunConfig.from_dict({**BEAM.to_dict(), "critic": OLD_CRITIC}) == BEAM
     assert RunConfig.from_dict({**BEAM.to_dict(), "critic": {"kind": "CriticConfig", **OLD_CRITIC}}) == BEAM
     with pytest.raises(ConfigError, match=r"unknown setting 'critic\.num_trees'"):

@@ -5,16 +5,16 @@ import torch
 from torch import Tensor
 
 from pipeline.comm import Comm
-from pipeline.config import CriticConfig, ForestCriticConfig, NetworkCriticConfig
-from pipeline.critics.build import CriticSizes, build_critic
+from pipeline.config import AnyCriticConfig, CriticConfig, ForestCriticConfig, NetworkCriticConfig
+from pipeline.critics.build import build_recall
 from pipeline.critics.critic import Critic
 from pipeline.critics.forest import ForestCritic
-from pipeline.critics.memory import Memory
+from pipeline.critics.memory import Memory, Wire
 from pipeline.critics.neighbors import BACKENDS, NeighborCritic
 from pipeline.critics.network import NetworkCritic, logistic_loss
+from pipeline.critics.recall import ReplicatedRecall
 
 SIZE = 7
-SIZES = CriticSizes(queries=11, particles=31, data=29, smallest_data=5, features=SIZE)
 
 
 def memory_at(step: int, num_data: int = 29, dtype: torch.dtype = torch.float32) -> Memory:
@@ -29,22 +29,29 @@ def queries(rows: int = 11, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(rows, SIZE, generator=torch.Generator().manual_seed(1000), dtype=dtype)
 
 
+def build(config: AnyCriticConfig, seed: int = 0, dtype: torch.dtype = torch.float32) -> Critic:
+    """For 31 particles in 3 blocks and batches of 29, the smallest of 5."""
+    recall = build_recall(config, seed, Comm(), Wire(SIZE, dtype, "float32"), [11, 10, 10], 29, 5)
+    assert isinstance(recall, ReplicatedRecall)
+    return recall.critic
+
+
 def make(kind: str, seed: int = 0, dtype: torch.dtype = torch.float32, **settings: object) -> Critic:
     config = {"forest": ForestCriticConfig, "network": NetworkCriticConfig}[kind](**settings)  # type: ignore[arg-type]
-    return build_critic(config, SIZES, seed, Comm(), dtype)
+    return build(config, seed, dtype)
 
 
 EVERY_KIND = pytest.mark.parametrize("kind", ["forest", "network"])
 
 
 def test_the_settings_choose_the_critic() -> None:
-    neighbors = build_critic(CriticConfig(search="torch"), SIZES, 0, Comm(), torch.float32)
+    neighbors = build(CriticConfig(search="torch"))
     assert isinstance(neighbors, NeighborCritic) and neighbors.search is BACKENDS["torch"]
     assert isinstance(make("forest"), ForestCritic) and isinstance(make("network"), NetworkCritic)
     with pytest.raises(ValueError, match=r"critic\.num_neighbors = 37: the memory holds 36 rows after the smallest"):
-        build_critic(CriticConfig(num_neighbors=37, search="torch"), SIZES, 0, Comm(), torch.float32)
+        build(CriticConfig(num_neighbors=37, search="torch"))
     with pytest.raises(ValueError, match=r"critic\.num_neighbors = 36: the memory holds 36 rows"):
-        build_critic(CriticConfig(num_neighbors=36, exclude_own_chain=True), SIZES, 0, Comm(), torch.float32)
+        build(CriticConfig(num_neighbors=36, exclude_own_chain=True))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
