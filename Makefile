@@ -36,7 +36,7 @@ FACES ?=
 TESTS ?= tests
 CASES ?=
 
-.PHONY: help setup celeba-train sweep paper report sample generate test test-slow bench lint types clean
+.PHONY: help setup celeba-train sweep paper report sample generate test test-slow bench bench-startup bench-stages lint types clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -84,6 +84,12 @@ test-slow: $(READY) ## the slow tests (face-sized invariance, a killed Ray worke
 
 bench: $(READY) ## updates per second beside other RBM trainers and the machine's limit; CASES="name ..."
 	$(PY) -W ignore -m benchmarks.updates $(if $(CASES),--cases $(CASES))
+
+bench-startup: $(READY) ## seconds from the command to the first update, and to an answer; CASES="name ..."
+	$(PY) -W ignore -m benchmarks.startup $(if $(CASES),--cases $(CASES))
+
+bench-stages: $(READY) ## autoencoder and shard reading beside limits; RUN=name adds a whole main job's stages
+	$(PY) -W ignore -m benchmarks.stages $(if $(RUN),--summary runs/$(RUN)/summary.json)
 
 lint: $(READY) ## ruff
 	$(PY) -m ruff check . && $(PY) -m ruff format --check .

@@ -25,7 +25,7 @@ from jobs.ray_session import ray_session
 from jobs.recipes import AUTOENCODER_OF, recipe
 from jobs.stages import Stages
 from jobs.tracked import start_tracker
-from jobs.train import TrainingFailed, total_updates
+from jobs.train_job import TrainingFailed, total_updates
 from pipeline.config import ConfigError, RBMConfig, RunConfig, flatten, parse_settings
 from pipeline.data.rows import load_rows, read_scaling
 from pipeline.data.shards import Manifest
@@ -124,7 +124,7 @@ def run_chain(chain: Chain) -> dict[str, Any]:
     registered = chain.stages.run("registry", inputs, register, lambda out: is_registered(name, out))
     aliases = find_model(f"models:/{name}/{registered['version']}").aliases
     summary: dict[str, Any] = {
-        "stages": {r.name: {"seconds": round(r.seconds, 2), "skipped": r.skipped} for r in chain.stages.reports},
+        "stages": {r.name: r.to_dict() for r in chain.stages.reports},
         "metrics": metrics,
         "recipe": chain.config.name,
         "dataset": latents.dataset,
@@ -173,8 +173,9 @@ def last_word(summary: dict[str, Any], folder: Path, seconds: float) -> str:
     """The table for people."""
     stand_in = summary["dataset"] == "synthetic-faces"
     lines = ["", f"data set: {summary['dataset']}" + (" (drawn stand-in faces, NOT CelebA)" if stand_in else "")]
-    lines += ["", "stage            seconds"]
-    lines += [f"{k:14s} {v['seconds']:9.1f}{'  skipped' if v['skipped'] else ''}" for k, v in summary["stages"].items()]
+    lines += ["", "stage            seconds   peak MB"]
+    for name, stage in summary["stages"].items():
+        lines += [f"{name:14s} {stage['seconds']:9.1f} {'skipped' if stage['skipped'] else stage['peak_rss_mb']:>9}"]
     count = summary["metrics"]["num_test_rows"]
     lines += ["", f"test partition, {count} samples against {count} rows, driven protocol, E[v|h]:"]
     lines += [as_text(summary["comparison"], TABLE_KEYS)]

@@ -15,7 +15,7 @@ from jobs.prepare import latent_settings, prepare_latents, prepare_pixels
 from jobs.recipes import TOYS
 from jobs.stages import Stages
 from jobs.tracked import start_tracker
-from jobs.train import Outcome, TrainJob, check_folder, run_training, total_updates
+from jobs.train_job import Outcome, TrainJob, check_folder, run_training, total_updates
 from pipeline.config import Phase, RBMConfig, RunConfig, flatten
 from pipeline.data.shards import Manifest, read_manifest
 from pipeline.model_card import RECONSTRUCTION, measured, model_card

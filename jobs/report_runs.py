@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from jobs.train import total_updates
+from jobs.train_job import total_updates
 from pipeline.config import ConfigError, RunConfig
 from pipeline.data.shards import Manifest
 from pipeline.training.loop import read_history

@@ -38,7 +38,7 @@ from jobs.stack_scores import SceneOf, draw_pictures, score_stack
 from jobs.stages import Stages
 from jobs.summary import write_summary
 from jobs.tracked import start_tracker
-from jobs.train import TrainingFailed, TrainJob, check_folder, run_training, total_updates
+from jobs.train_job import TrainingFailed, TrainJob, check_folder, run_training, total_updates
 from pipeline.config import ConfigError, RBMConfig, RunConfig, parse_settings
 from pipeline.data.rows import load_rows
 from pipeline.data.shards import read_manifest
@@ -248,7 +248,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     manifest, deepest = read_manifest(args.data), table[f"{max(configs)} layers"]
-    stages = {r.name: {"seconds": round(r.seconds, 2), "skipped": r.skipped} for r in run.stages.reports}
+    stages = {r.name: r.to_dict() for r in run.stages.reports}
     summary = write_summary(
         folder,
         args.recipes,

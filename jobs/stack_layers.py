@@ -8,7 +8,7 @@ import torch
 from data_prep.hidden import HiddenShardSpec, write_hidden_shard
 from data_prep.manifest import ShardResult
 from jobs.chain import read_beam
-from jobs.train import TrainJob, make_objective, total_updates
+from jobs.train_job import TrainJob, make_objective, total_updates
 from pipeline.comm import Comm
 from pipeline.config import ConfigError, RBMConfig, RunConfig
 from pipeline.data.shards import Manifest

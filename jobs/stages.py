@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_prep.manifest import write_json
+from jobs.memory import PeakMemory
 from pipeline.data.shards import canonical_hash
 
 _log = logging.getLogger(__name__)
@@ -23,6 +24,13 @@ class StageReport(NamedTuple):
     name: str
     seconds: float
     skipped: bool
+    peak_bytes: int | None = None
+    """Most resident memory of this process and its descendants (jobs/memory.py); None for a skipped stage."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it stands in summary.json: seconds, skipped, and megabytes (1e6 bytes) of memory at the peak."""
+        peak = {} if self.peak_bytes is None else {"peak_rss_mb": round(self.peak_bytes / 1e6)}
+        return {"seconds": round(self.seconds, 2), "skipped": self.skipped, **peak}
 
 
 class Stages:
@@ -68,8 +76,9 @@ class Stages:
             self.reports.append(StageReport(name, time.perf_counter() - start, True))
             return record["outputs"]
         _log.info("stage %s", name)
-        outputs = make()
+        with PeakMemory() as memory:
+            outputs = make()
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self._file(name), {"fingerprint": fingerprint, "inputs": inputs, "outputs": outputs})
-        self.reports.append(StageReport(name, time.perf_counter() - start, False))
+        self.reports.append(StageReport(name, time.perf_counter() - start, False, memory.bytes))
         return outputs

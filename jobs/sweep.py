@@ -18,7 +18,7 @@ from jobs.ray_session import ray_session, sigterm_as_interrupt
 from jobs.recipes import AUTOENCODER_OF, MIXTURE_OF, TOYS, recipe
 from jobs.spaces import as_text
 from jobs.stages import Stages
-from jobs.train import TrainingFailed, total_updates
+from jobs.train_job import TrainingFailed, total_updates
 from jobs.trial import Segment, SweepPlan
 from pipeline.config import RBMConfig, RunConfig
 from pipeline.data.rows import read_scaling
@@ -325,7 +325,7 @@ def run_sweep(sweep: Sweep, stages: Stages, parent: Tracker | None) -> dict[str,
         "recipe": sweep.config.name,
         "dataset": sweep.manifest.dataset,
         "metric": sweep.metric,
-        "stages": {r.name: {"seconds": round(r.seconds, 2), "skipped": r.skipped} for r in stages.reports},
+        "stages": {r.name: r.to_dict() for r in stages.reports},
         "metrics": {name: row["mean"][sweep.metric] for name, row in scored.items()},
         "trials": rows,
         "pareto_front": pareto_front(rows, sweep.objectives) if len(sweep.objectives) > 1 else [],

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_prep.manifest import write_json
-from jobs.train import TrainingFailed, TrainJob, describe_folder, make_trainer, total_updates
+from jobs.train_job import TrainingFailed, TrainJob, describe_folder, total_updates
+from jobs.train_on_ray import make_trainer
 from pipeline.config import RunConfig
 from pipeline.data.shards import canonical_hash, read_manifest
 from pipeline.training.checkpoint import Checkpoint, load_latest, save_checkpoint

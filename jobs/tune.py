@@ -24,7 +24,7 @@ from jobs.spaces import as_text, changed_in_flight, space_of
 from jobs.stages import Stages
 from jobs.sweep import OBJECTIVES, STAGES, Sweep, forget_stage, prepare_data, run_sweep, shown_metrics, tags_of
 from jobs.tracked import tracker_at
-from jobs.train import TrainingFailed
+from jobs.train_job import TrainingFailed
 from pipeline.config import ConfigError, RunConfig, parse_settings
 from pipeline.data.shards import read_manifest
 

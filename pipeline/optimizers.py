@@ -1,14 +1,71 @@
-"""Adam over a module's parameters, its state as named tensors. Gradients are set by the caller; no autograd is needed."""
+"""Adam over a module's parameters, its state as named tensors. Gradients are set by the caller; no autograd is needed.
 
-from collections.abc import Callable
+The arithmetic is torch's own, `torch.optim.adam.adam` on fused kernels. `torch.optim.Optimizer` around it would import torch's
+compiler at its first use, which takes longer than everything else between the command and the first update.
+"""
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adam import adam
 
 from pipeline.config import AnyOptimizerConfig, ConfigError, OptimizerConfig
 
 
-class PaysageAdam(torch.optim.Optimizer):
+class Adam:
+    """Standard Adam over all parameters of a module; with `maximize` it ascends along `p.grad`.
+
+    `state` holds for each parameter that has had a gradient the moments `exp_avg` and `exp_avg_sq`, of the parameter's shape,
+    and `step`, the number of updates as a float32 scalar on the parameter's device. Set `learning_rate` before a step.
+    """
+
+    def __init__(self, module: nn.Module, betas: tuple[float, float], epsilon: float, maximize: bool):
+        self.parameters = list(module.parameters())
+        self.betas, self.epsilon, self.maximize = betas, epsilon, maximize
+        self.learning_rate = 0.0
+        self.state: dict[Tensor, dict[str, Tensor]] = {}
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One update of every parameter that has a gradient."""
+        with_gradient = [p for p in self.parameters if p.grad is not None]
+        if not with_gradient:
+            return
+        for p in with_gradient:
+            if p not in self.state:
+                self.state[p] = self.first_state(p)
+        self.update([(p, p.grad, self.state[p]) for p in with_gradient])  # type: ignore[misc]
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for p in self.parameters:
+            p.grad = None
+
+    def first_state(self, p: Tensor) -> dict[str, Tensor]:
+        """A parameter's state before its first update."""
+        moments = {key: torch.zeros_like(p, memory_format=torch.preserve_format) for key in ("exp_avg", "exp_avg_sq")}
+        return {"step": torch.zeros((), dtype=torch.float32, device=p.device), **moments}
+
+    def update(self, of: list[tuple[Tensor, Tensor, dict[str, Tensor]]]) -> None:
+        """Move parameters (parameter, gradient, state) in place, and their states."""
+        adam(
+            [p for p, _, _ in of],
+            [gradient for _, gradient, _ in of],
+            [state["exp_avg"] for _, _, state in of],
+            [state["exp_avg_sq"] for _, _, state in of],
+            [],
+            [state["step"] for _, _, state in of],
+            fused=True,
+            amsgrad=False,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            lr=self.learning_rate,
+            weight_decay=0.0,
+            eps=self.epsilon,
+            maximize=self.maximize,
+        )
+
+
+class PaysageAdam(Adam):
     """Adam as the authors' library has it: moments start at the first gradient, bias corrections are constants.
 
     m <- b1 m + (1 - b1) g,  s <- b2 s + (1 - b2) g^2  (m = g, s = g^2 at the first step), and
@@ -16,51 +73,41 @@ class PaysageAdam(torch.optim.Optimizer):
     lr sqrt(1 - b2) / (1 - b1): 0.316 lr at (0.9, 0.999), 0.632 lr at (0.5, 0.9).
     """
 
-    def __init__(self, params, lr: float, betas: tuple[float, float], eps: float, maximize: bool):  # type: ignore[no-untyped-def]
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "maximize": maximize})
+    def first_state(self, p: Tensor) -> dict[str, Tensor]:
+        """See Adam.first_state; `step` is on the CPU."""
+        return {"step": torch.zeros((), dtype=torch.float32)}
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One update from the gradients that the caller has set."""
-        for group in self.param_groups:
-            b1, b2 = group["betas"]
-            sign = 1 if group["maximize"] else -1
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = self.state[p]
-                if not state:
-                    state["step"] = torch.zeros((), dtype=torch.float32)
-                    state["exp_avg"], state["exp_avg_sq"] = p.grad.clone(), p.grad.square()
-                else:
-                    state["exp_avg"].lerp_(p.grad, 1 - b1)
-                    state["exp_avg_sq"].mul_(b2).addcmul_(p.grad, p.grad, value=1 - b2)
-                state["step"] += 1
-                denominator = (state["exp_avg_sq"] / (1 - b2) + group["eps"]).sqrt_()
-                p.addcdiv_(state["exp_avg"], denominator, value=sign * group["lr"] / (1 - b1))
+    def update(self, of: list[tuple[Tensor, Tensor, dict[str, Tensor]]]) -> None:
+        """See Adam.update."""
+        (b1, b2), sign = self.betas, 1 if self.maximize else -1
+        for p, gradient, state in of:
+            if "exp_avg" not in state:
+                state["exp_avg"], state["exp_avg_sq"] = gradient.clone(), gradient.square()
+            else:
+                state["exp_avg"].lerp_(gradient, 1 - b1)
+                state["exp_avg_sq"].mul_(b2).addcmul_(gradient, gradient, value=1 - b2)
+            state["step"] += 1
+            denominator = (state["exp_avg_sq"] / (1 - b2) + self.epsilon).sqrt_()
+            p.addcdiv_(state["exp_avg"], denominator, value=sign * self.learning_rate / (1 - b1))
 
 
-def build_optimizer(module: nn.Module, config: AnyOptimizerConfig, maximize: bool) -> torch.optim.Optimizer:
+def build_optimizer(module: nn.Module, config: AnyOptimizerConfig, maximize: bool) -> Adam:
     """The configured Adam over all parameters of `module`; with `maximize` it ascends along `p.grad`.
 
     Raises ConfigError for a natural gradient, which is no optimizer over gradients alone (pipeline/natural_gradient.py).
     """
     if not isinstance(config, OptimizerConfig):
         raise ConfigError(f"optimizer.kind = {type(config).__name__!r}: must be OptimizerConfig for this model")
-    parameters = list(module.parameters())
-    betas = (config.beta1, config.beta2)
-    if config.convention == "paysage":
-        return PaysageAdam(parameters, 0.0, betas, config.epsilon, maximize)
-    return torch.optim.Adam(parameters, 0.0, betas, config.epsilon, maximize=maximize, fused=True)
+    kind = PaysageAdam if config.convention == "paysage" else Adam
+    return kind(module, (config.beta1, config.beta2), config.epsilon, maximize)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+def set_learning_rate(optimizer: Adam, value: float) -> None:
     """Use `value` in the next steps."""
-    for group in optimizer.param_groups:
-        group["lr"] = value
+    optimizer.learning_rate = value
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
+def optimizer_state(optimizer: Adam, module: nn.Module) -> dict[str, Tensor]:
     """The moments and step counts by `<parameter>.<what>`; empty before the first step."""
     state: dict[str, Tensor] = {}
     for name, parameter in module.named_parameters():
@@ -69,7 +116,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict
     return state
 
 
-def load_optimizer_state(optimizer: torch.optim.Optimizer, module: nn.Module, state: dict[str, Tensor]) -> None:
+def load_optimizer_state(optimizer: Adam, module: nn.Module, state: dict[str, Tensor]) -> None:
     """Put back what `optimizer_state` returned."""
     for name, parameter in module.named_parameters():
         mine = {k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")}

@@ -8,7 +8,7 @@ from typing import Any
 
 from jobs.chain import part_of
 from jobs.paper.units import Stopped, stop_wanted
-from jobs.train import TrainJob, run_worker
+from jobs.train_job import TrainJob, run_worker
 from pipeline.comm import Comm
 from pipeline.config import GANConfig, RunConfig
 from pipeline.data.shards import read_manifest

@@ -11,6 +11,7 @@ damaged row would otherwise become part of a model without anybody noticing.
 """
 
 import contextlib
+import functools
 import hashlib
 import io
 import itertools
@@ -98,7 +99,7 @@ class Manifest:
             if (found := sum(shard.rows for shard in split.shards)) != split.rows:
                 raise ShardError(f"split {name!r} has {split.rows} rows, its shards have {found}; {_REPAIR}")
 
-    @property
+    @functools.cached_property
     def hash(self) -> str:
         """Sha256 (hex) of the manifest's canonical JSON: two manifests with one hash stand for the same rows."""
         return canonical_hash(self.to_dict())

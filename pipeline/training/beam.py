@@ -6,7 +6,7 @@ this step's features into the next memory. With gamma = 1 there is no memory, an
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,7 +23,6 @@ from pipeline.natural_gradient import natural_step
 from pipeline.optimizers import build_optimizer, load_optimizer_state, optimizer_state, set_learning_rate
 from pipeline.samplers.driven import DrivenGibbs, GammaProcess, plain_gibbs
 from pipeline.samplers.exchange import ExchangeGibbs, geometric_betas
-from pipeline.samplers.fused import FusedGibbs, can_fuse
 from pipeline.samplers.gibbs import ChainState, blocks_stand_alone
 from pipeline.samplers.protocols import WideStart
 from pipeline.schedules import learning_rate, noise_std
@@ -31,6 +30,9 @@ from pipeline.streams import Random, RowStreams, stream, stream_seed
 from pipeline.training.block import Block, Counts, Measurements, Particles, ascent_direction
 from pipeline.training.monitors import Monitors
 from pipeline.training.objective import Evaluation, NonFinite
+
+if TYPE_CHECKING:
+    from pipeline.samplers.fused import FusedGibbs
 
 
 class PhasePosition(NamedTuple):
@@ -205,11 +207,13 @@ class BeamObjective:
             data = data + noise * torch.empty_like(data).normal_(generator=self.generators[i])
         return data
 
-    def _fuse(self, rows: list[int]) -> FusedGibbs | None:
+    def _fuse(self, rows: list[int]) -> "FusedGibbs | None":
         """The fused sweeps of this worker's particles, `rows` of each block, when the settings ask for them."""
         kernel = self.sampler_config.kernel
         if kernel == "torch":
             return None
+        from pipeline.samplers.fused import FusedGibbs, can_fuse  # not at the top: triton takes time to import
+
         if not can_fuse(self.rbm, self.comm.device) or not isinstance(self.sampler, DrivenGibbs):
             raise ValueError(
                 f"sampler.kernel = {kernel!r} needs a CUDA device, triton, float32, Bernoulli hidden units and no replica "

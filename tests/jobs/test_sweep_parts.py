@@ -15,7 +15,7 @@ from jobs.spaces import space_of
 from jobs.sweep import variants_of
 from jobs.sweep_progress import keep_known, read_trials
 from jobs.sweep_result import best_of, judge, pareto_front, score_variants, trial_table
-from jobs.train import TrainJob, describe_folder, train_local
+from jobs.train_job import TrainJob, describe_folder, train_local
 from jobs.trial import (
     CLAIM,
     Segment,

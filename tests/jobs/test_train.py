@@ -13,7 +13,8 @@ import pytest
 import torch
 from latents import write_latents
 
-from jobs.train import TrainJob, main, run_training
+from jobs.train import main
+from jobs.train_job import TrainJob, run_training
 from pipeline.config import (
     CheckpointConfig,
     CriticConfig,

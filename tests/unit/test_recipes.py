@@ -3,7 +3,7 @@
 import pytest
 
 from jobs.recipes import AUTOENCODER_OF, RECIPES, recipe
-from jobs.train import total_updates
+from jobs.train_job import total_updates
 from pipeline.config import AutoencoderConfig, ConfigError, RBMConfig, RunConfig
 
 

@@ -9,7 +9,7 @@ from data_prep.manifest import Moments, finish, merge_moments, shard_name
 from data_prep.mixtures import draw_mixture
 from jobs.evaluate import PointScene, open_scene
 from jobs.recipes import recipe
-from jobs.train import TrainJob, make_objective
+from jobs.train_job import TrainJob, make_objective
 from pipeline.comm import Comm
 from pipeline.config import ConfigError, RunConfig
 from pipeline.data.mixtures import moved, ring

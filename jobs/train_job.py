@@ -1,0 +1,180 @@
+"""A training job: what a worker needs to know, and how it is run to its end, in this process or on Ray (train_on_ray.py).
+
+Both give the same bits on CPUs. The caller's process draws the progress bar and writes to the tracker.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from data_prep.manifest import write_json
+from jobs.ray_session import ray_session
+from pipeline.comm import Comm
+from pipeline.config import AutoencoderConfig, ConfigError, GANConfig, RBMConfig, RunConfig
+from pipeline.data.rows import load_rows
+from pipeline.data.shards import ShardError, load_split, read_manifest
+from pipeline.training.autoencoder import VALUES, AutoencoderObjective
+from pipeline.training.beam import BeamObjective
+from pipeline.training.checkpoint import load_latest
+from pipeline.training.gan import GanObjective
+from pipeline.training.loop import Progress, StopRequest, pick_device, read_history, refuse_another_run, train
+from pipeline.training.objective import Objective
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """Everything a worker needs to know; plain values, so that it travels."""
+
+    config: dict[str, Any]
+    data_dir: str
+    """Latent shards or points of a BEAM or GAN, pixel shards of an autoencoder or a GAN of photographs."""
+    data_hash: str
+    folder: str
+    """The run's folder, an absolute path that all workers see."""
+    threads: int = 1
+    """Compute threads of each worker; the bits of a run depend on it, not on the number of workers."""
+    until: int | None = None
+    """Updates after which to end early, with a checkpoint; None: the run's own end."""
+
+
+class TrainingFailed(RuntimeError):
+    """A run that ended without a result; says why and what is left."""
+
+
+def make_objective(job: TrainJob, comm: Comm) -> Objective:
+    """The objective of the job's config on the job's shards. Raises ShardError or ConfigError on what does not fit."""
+    config, data = RunConfig.from_dict(job.config), Path(job.data_dir)
+    kind = read_manifest(data).kind
+    model = config.model
+    of_pixels = isinstance(model, AutoencoderConfig) or (isinstance(model, GANConfig) and model.num_visible == VALUES)
+    if (kind == "pixels") != of_pixels:
+        wanted = "pixels" if of_pixels else "latents or points"
+        raise ShardError(f"recipe {config.name!r} trains on {wanted}, but {data} holds {kind}")
+    if kind == "pixels" and config.data.scaling != "manifest":
+        raise ConfigError(
+            f"data.scaling = {config.data.scaling!r}: pixels are taken as they are; leave it at 'manifest'"
+        )
+    if of_pixels:
+        train_rows, valid_rows = (load_split(data, split) for split in ("train", "valid"))
+    else:
+        train_rows, valid_rows = (load_rows(data, split, config.data.scaling) for split in ("train", "valid"))
+    if isinstance(model, GANConfig):
+        return GanObjective(config, train_rows, valid_rows, comm)
+    objective = BeamObjective if isinstance(model, RBMConfig) else AutoencoderObjective
+    return objective(config, train_rows, valid_rows, comm)
+
+
+def run_worker(job: TrainJob, comm: Comm, stop: StopRequest) -> Iterator[Progress]:
+    """Train as one worker of `comm`; yields the loop's progress, on every worker."""
+    torch.set_num_threads(job.threads)
+    config, folder = RunConfig.from_dict(job.config), Path(job.folder)
+    meta = {
+        "data": job.data_hash,
+        "world_size": comm.world_size,
+        "torch": torch.__version__,
+        "device": comm.device.type,
+    }
+    yield from train(lambda: make_objective(job, comm), config, folder, comm, stop, meta, job.until)
+
+
+def train_local(job: TrainJob) -> Iterator[dict[str, Any]]:
+    """Train in this process, without Ray; yields rows."""
+    device = pick_device()
+    with StopRequest().on_signals() as stop:
+        for progress in run_worker(job, Comm(device=device), stop):
+            yield {"step": progress.step, **progress.metrics}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a training run ended."""
+
+    steps: int
+    total_steps: int
+    seconds: float
+    history: list[dict[str, Any]]
+    skipped: bool
+    """True when the run was finished before."""
+
+    @property
+    def finished(self) -> bool:
+        """False when it was stopped before its end."""
+        return self.steps >= self.total_steps
+
+
+def check_folder(folder: Path, config: RunConfig, data_hash: str) -> None:
+    """Raise ValueError when `folder` holds another run; before anything of that run is touched."""
+    found = load_latest(folder / "checkpoints")
+    if found is not None:
+        refuse_another_run(folder, found, config, data_hash)
+
+
+def describe_folder(job: TrainJob, workers: int) -> None:
+    """Write config.json and job.json (which data, how many workers) into the run's folder."""
+    folder, manifest = Path(job.folder), read_manifest(Path(job.data_dir))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", job.config)
+    facts = {"dataset": manifest.dataset, "data_hash": job.data_hash, "data_dir": job.data_dir, "kind": manifest.kind}
+    write_json(folder / "job.json", {**facts, "workers": workers})
+
+
+def total_updates(config: RunConfig, train_rows: int) -> tuple[int, int]:
+    """(updates of the likelihood phase, of the whole run) on `train_rows` rows."""
+    epoch = -(-train_rows // config.data.batch_size)
+    first = config.schedules.likelihood.num_updates(epoch, config.epochs_scale)
+    return first, first + config.schedules.adversarial.num_updates(epoch, config.epochs_scale)
+
+
+def run_training(
+    job: TrainJob, workers: int, local: bool, tracker: Any | None, cache: Path, label: str = ""
+) -> Outcome:
+    """Train to the end or to a stop, with a progress bar on the terminal and rows in the tracker (None for none)."""
+    config, folder = RunConfig.from_dict(job.config), Path(job.folder)
+    describe_folder(job, workers)
+    rows = read_manifest(Path(job.data_dir)).splits["train"].rows
+    total = total_updates(config, rows)[1]
+    blocks = config.sampler.num_blocks if config.sampler else getattr(config.model, "num_blocks", workers)
+    if workers > blocks:
+        _log.warning(
+            "%d workers asked for, but the run has %d blocks: using %d (sampler.num_blocks=%d makes work for all; it is "
+            "part of what defines the run)",
+            *(workers, blocks, blocks, workers),
+        )
+        workers = blocks
+    start, steps = time.perf_counter(), 0
+    with tqdm(total=total, desc=label or config.name, unit="update", dynamic_ncols=True, mininterval=1.0) as bar:
+
+        def follow(source: Iterator[dict[str, Any]]) -> int:
+            step = 0
+            for row in source:
+                step = int(row["step"])
+                bar.update(step - bar.n)
+                shown = {k: f"{row[k]:.3g}" for k in ("kl_reverse", "frechet_latent", "psnr", "gamma") if k in row}
+                if shown:
+                    bar.set_postfix(shown, refresh=False)
+                if tracker is not None:
+                    tracker.log(step, {k: v for k, v in row.items() if k != "step"})
+            return step
+
+        if local:
+            steps = follow(train_local(job))
+        else:
+            with ray_session(cache, max(workers, os.cpu_count() or 1)):
+                import ray
+
+                from jobs.train_on_ray import train_on_ray
+
+                use_gpu = ray.cluster_resources().get("GPU", 0) >= workers
+                steps = follow(train_on_ray(job, workers, use_gpu))
+    history = read_history(folder)
+    reached = int(history[-1]["step"]) if history else 0
+    return Outcome(reached, total, time.perf_counter() - start, history, steps == 0 and reached >= total)

@@ -1,0 +1,150 @@
+"""A training job on N workers of Ray Train.
+
+The workers write checkpoints and metrics.jsonl into the run's folder (shared by all machines); this process follows that
+file. A killed worker is replaced and the group goes on from the last checkpoint; Ctrl-C or SIGTERM writes one and stops.
+"""
+
+import json
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from jobs.train_job import TrainingFailed, TrainJob, run_worker
+from pipeline.comm import Comm
+from pipeline.training.loop import StopRequest, read_history
+from pipeline.training.objective import NonFinite
+
+POLL_SECONDS = 0.5
+MAX_FAILURES = 8
+"""Worker failures after which Ray gives up; each one costs the updates since the last checkpoint."""
+_log = logging.getLogger(__name__)
+
+
+class _FileStop(StopRequest):
+    """A stop request that any process can make: the file STOP in the run's folder."""
+
+    def __init__(self, folder: Path):
+        self.file = folder / "STOP"
+
+    @property
+    def requested(self) -> bool:  # type: ignore[override]
+        return self.file.exists()
+
+
+def _ray_worker(values: dict[str, Any]) -> None:
+    """The function that every Ray Train worker runs; a diverged run ends it quietly, since a retry would diverge again."""
+    import ray.train
+    import ray.train.torch
+
+    job = TrainJob(**values)
+    device = ray.train.torch.get_device()
+    comm = Comm.current(device)
+    folder = Path(job.folder)
+    if (
+        comm.is_first
+    ):  # what the worker has to say (a damaged checkpoint, the critic's backend) reaches the driver by file
+        handler = logging.FileHandler(folder / "worker.log")
+        handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+        logging.getLogger("pipeline").addHandler(handler)
+        logging.getLogger("pipeline").setLevel(logging.INFO)
+    if (folder / "failure.json").exists():  # another worker gave up: a retry would, too
+        return
+    try:
+        for progress in run_worker(job, comm, _FileStop(folder)):
+            if progress.evaluated:  # a report waits for Ray's controller, which looks every 2 seconds
+                ray.train.report({"step": progress.step, **progress.metrics})
+    except (NonFinite, ValueError) as error:
+        (folder / "failure.json").write_text(json.dumps({"error": str(error)}))
+        if not isinstance(error, NonFinite) and comm.world_size > 1:
+            raise  # perhaps on this worker alone: end the group, or the others would wait for it
+
+
+def make_trainer(job: TrainJob, workers: int, use_gpu: bool, callbacks: Sequence[Any] = ()) -> Any:
+    """The TorchTrainer of a job (nccl with GPUs, gloo without); clears what an earlier attempt left for its workers."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    folder = Path(job.folder)
+    for stale in ("STOP", "failure.json", "worker.log"):
+        (folder / stale).unlink(missing_ok=True)
+    return TorchTrainer(
+        _ray_worker,
+        train_loop_config=asdict(job),
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": job.threads, **({"GPU": 1} if use_gpu else {})},
+        ),
+        run_config=RunConfig(
+            name=f"{folder.name}-{time.time_ns()}",  # Ray's own record; ours is the folder
+            storage_path=str(folder / "ray"),
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            callbacks=list(callbacks),
+        ),
+    )
+
+
+def train_on_ray(job: TrainJob, workers: int, use_gpu: bool) -> Iterator[dict[str, Any]]:
+    """Train on `workers` Ray Train workers; yields rows as they appear in metrics.jsonl."""
+    folder, trainer = Path(job.folder), make_trainer(job, workers, use_gpu)
+    errors: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=fit, daemon=True)
+    undo_signals = _request_stop_on_signals(folder)
+    last = max((row["step"] for row in read_history(folder)), default=-1)
+    thread.start()
+    try:
+        while True:
+            alive = thread.is_alive()
+            for row in read_history(folder):
+                if row["step"] > last:
+                    last = int(row["step"])
+                    yield row
+            if not alive:
+                break
+            thread.join(POLL_SECONDS)
+    finally:
+        undo_signals()
+    if (folder / "worker.log").exists():
+        for line in (folder / "worker.log").read_text().splitlines():
+            _log.warning("worker: %s", line)
+    if (folder / "failure.json").exists():
+        raise TrainingFailed(json.loads((folder / "failure.json").read_text())["error"])
+    if errors:
+        raise TrainingFailed(
+            f"Ray Train gave up: {str(errors[0]).strip().splitlines()[-1]}; the last checkpoint in {folder} is whole, and the "
+            "same command goes on from it"
+        ) from errors[0]
+
+
+def _request_stop_on_signals(folder: Path):  # type: ignore[no-untyped-def]
+    """Turn the first Ctrl-C or SIGTERM into a STOP file; a second one kills as usual. Returns what undoes it."""
+    if threading.current_thread() is not threading.main_thread():
+        return lambda: None
+    previous: dict[int, Any] = {}
+
+    def request(number: int, _frame: object) -> None:
+        _log.warning("%s: asking the workers to write a checkpoint and stop", signal.Signals(number).name)
+        (folder / "STOP").touch()
+        signal.signal(number, previous[number])
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        previous[number] = signal.signal(number, request)
+
+    def undo() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    return undo
