@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from benchmarks.links import Link, exchange_seconds, gather_seconds, sum_seconds
-from pipeline.comm import Comm, split_rows
 
 CANDIDATE_BYTES = 16
 """Of one neighbor that a sharded search reports: distance, class and index."""
@@ -23,9 +22,13 @@ CANDIDATE_BYTES = 16
 _PER_PARAMETER = (
     28 + 12 + 8 + 8
 )  # Adam; the sum as the gradient; the check of the totals; variances folded into the weights
-_FIRST_BLOCK, _OTHER_BLOCK = 28, 68  # a parameter's part of the exact sum, of the first block and of each further one
-_REMEMBER = 4  # times a feature is touched when gathered rows are put together
-_SEARCH = 8  # and in a search, which orders, centers and squares the memory's rows, for each block anew
+_FIRST_BLOCK = 28  # a parameter's part of the exact sum, of the first block
+BLOCK_BYTES = 68
+"""The same of each further block: rounding to the grid and adding."""
+_ROW = 4 * 24  # a visible unit of a row of data or particles, in the gradient
+_REMEMBER = 4 * 4  # a feature of gathered rows, when they are put together
+_SEARCH = 4 * 8  # a feature of the memory in a search, which orders, centers and squares the rows, for each block anew
+_NEIGHBOR = 4 * 8  # a feature of a neighbor that was found: its distance is computed from the difference
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,10 @@ class Share(NamedTuple):
 
 def largest_share(job: Job, workers: int) -> Share:
     """The first worker's share: blocks are dealt in order, larger ones first."""
-    blocks = len(Comm(0, workers).my_blocks(job.num_blocks))
-    particles, data = (sum(split_rows(rows, job.num_blocks)[:blocks]) for rows in (job.chains, job.batch))
+    blocks = -(-job.num_blocks // workers)
+    particles, data = (
+        blocks * (rows // job.num_blocks) + min(blocks, rows % job.num_blocks) for rows in (job.chains, job.batch)
+    )
     return Share(particles, data, blocks)
 
 
@@ -84,6 +89,8 @@ class Rates:
 
     flops: float
     """Of a product, two per multiplication and addition."""
+    outer_flops: float
+    """Of the gradient's product, which adds up over rows and whose result is as large as the weights."""
     call: float
     """Seconds of a product besides its operations."""
     visible_draws: float
@@ -194,9 +201,10 @@ def update_seconds(job: Job, workers: int, machine: Machine) -> Parts:
     sweep = 2 * rates.call + share.particles * (2 * product / rates.flops + drawn)
     sweeps = turns * job.sweeps * sweep
     rows = share.particles + share.data
-    # hidden means of data and particles, W h for the variances' gradient, and the gradient itself
-    gradient = share.blocks * 4 * rates.call + 3 * product * rows / rates.flops
-    gradient += job.parameters * (_FIRST_BLOCK + _OTHER_BLOCK * (share.blocks - 1)) / rates.bytes
+    # hidden means, W h for the variances' gradient, and the gradient itself
+    gradient = 3 * share.blocks * rates.call + product * rows * (2 / rates.flops + 1 / rates.outer_flops)
+    passes = job.visible * rows * _ROW + job.parameters * (_FIRST_BLOCK + BLOCK_BYTES * (share.blocks - 1))
+    gradient += passes / rates.bytes
     summed = machine.sum_seconds(8 * (job.parameters + job.hidden + 2), workers)
     gather = queries = search = scores = 0.0
     if job.adversary:
@@ -226,8 +234,9 @@ def search_seconds(job: Job, workers: int, rates: Rates) -> float:
         queries, rows, searches = job.chains, share.particles + share.data, 1
         touched = rows * _SEARCH + queries * _REMEMBER  # the queries are put together instead
         merged = share.particles * workers * job.neighbors
+    touched += share.particles * job.neighbors * _NEIGHBOR
     seconds = searches * rates.call + 2 * queries * rows * features / rates.flops
-    return seconds + 4 * features * touched / rates.bytes + (queries * rows + merged) / rates.selected
+    return seconds + features * touched / rates.bytes + (queries * rows + merged) / rates.selected
 
 
 class MemoryBytes(NamedTuple):

@@ -29,6 +29,7 @@ def gpus(peak_flops: float = 67e12, memory_rate: float = 3.35e12, adapters: int 
     """GPUs in nodes of 8 with `adapters` adapters of 400 Gb/s each: a ring with a channel for each uses all at once."""
     rates = Rates(
         flops=_REACHED * peak_flops,
+        outer_flops=_REACHED * peak_flops,
         call=4e-6,
         visible_draws=2e11,
         hidden_draws=2e11,

@@ -12,15 +12,15 @@ from typing import Any
 
 import torch
 
-from benchmarks.cost_model import Rates
+from benchmarks.cost_model import BLOCK_BYTES, Rates
 from benchmarks.links import Link
-from pipeline.comm import Comm
+from pipeline.comm import Comm, snap_to_grid
 from pipeline.models.units import Bernoulli, Gaussian
 from pipeline.samplers.driven import GammaProcess
 
 PRODUCT_ROWS = (32, 128, 512)
 """Rows of the products from which the rate and the time of a call are fitted."""
-ROWS, MEMORY_ROWS = 128, 512
+ROWS, OUTER_ROWS, MEMORY_ROWS = 128, 64, 512
 SUM_SIZES = (2**12, 2**16, 2**19, 2**22, 2**23)
 GATHER_SIZES = (2**8, 2**12, 2**16, 2**18, 2**20)
 """Bytes that each worker puts into a collective."""
@@ -34,7 +34,7 @@ def kernels(visible: int, hidden: int) -> dict[str, tuple[Callable[[], Any], flo
     weights, a, b = torch.randn(visible, hidden), torch.zeros(visible), torch.zeros(hidden)
     gaussian, bernoulli = Gaussian(visible).requires_grad_(False), Bernoulli(hidden).requires_grad_(False)
     beta, field_v, field_h = torch.ones(ROWS, 1), torch.zeros(ROWS, visible), torch.zeros(ROWS, hidden)
-    total, partial = torch.zeros(visible, hidden, dtype=torch.float64), torch.ones(visible, hidden, dtype=torch.float64)
+    total, partial = torch.zeros(visible, hidden, dtype=torch.float64), torch.zeros(visible, hidden)
     distances = torch.rand(ROWS, MEMORY_ROWS)
     process = GammaProcess(0.95, 0.9)
 
@@ -50,7 +50,8 @@ def kernels(visible: int, hidden: int) -> dict[str, tuple[Callable[[], Any], flo
         "visible_draws": (lambda: gaussian.sample_(field_v, beta, generator), ROWS * visible),
         "hidden_draws": (lambda: bernoulli.sample_(field_h, beta, generator), ROWS * hidden),
         "beta_draws": (lambda: process.step(beta, generator), ROWS),
-        "bytes": (lambda: total.add_(partial), 3 * total.nbytes),
+        "outer_flops": (lambda: v[:OUTER_ROWS].T @ h[:OUTER_ROWS], 2.0 * OUTER_ROWS * visible * hidden),
+        "bytes": (lambda: total.add_(snap_to_grid(partial)), float(BLOCK_BYTES * partial.numel())),
         "selected": (lambda: distances.topk(5, dim=1, largest=False), distances.numel()),
     }
 

@@ -132,13 +132,14 @@ def rates_table(record: Record) -> str:
     """What the model was given, and how far its links are from the collectives."""
     names = {
         "flops": "products, Gflop/s",
+        "outer_flops": "the gradient's product, Gflop/s",
         "visible_draws": "Gaussian draws, million/s",
         "hidden_draws": "Bernoulli draws, million/s",
         "beta_draws": "temperatures, million/s",
         "bytes": "passes, GB/s",
         "selected": "selection, million/s",
     }
-    scale = {"flops": 1e9, "bytes": 1e9}
+    scale = dict.fromkeys(("flops", "outer_flops", "bytes"), 1e9)
     alone, busy = (record["rates"][kind] for kind in ("alone", "busy"))
     rows = [[text, *(f"{rates[k] / scale.get(k, 1e6):.3g}" for rates in (alone, busy))] for k, text in names.items()]
     rows.append(["a product's call, us", *(f"{1e6 * rates['call']:.0f}" for rates in (alone, busy))])
@@ -247,9 +248,6 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, default=PICTURE)
     args = parser.parse_args()
     record = json.loads(args.figures.read_text())
-    threads = (
-        f"{record['cores']} cores ({record['processor']}, {record['capability']}), torch {record['versions']['torch']}"
-    )
     tables = {
         "machine": conditions(record),
         "measured": measured_table(record),

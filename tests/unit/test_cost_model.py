@@ -29,11 +29,14 @@ from benchmarks.projection import (
 )
 from benchmarks.rates import fit_line, link_of
 from benchmarks.scaling_page import fill, table
+from pipeline.comm import Comm, split_rows
 
 LINK = Link(latency=1e-3, bandwidth=1e6)
 FREE = Link(0.0, math.inf)
-RATES = Rates(flops=1e9, call=0.0, visible_draws=1e9, hidden_draws=1e9, beta_draws=1e9, bytes=1e9, selected=1e9)
-ONLY_PRODUCTS = Rates(1e9, 0.0, math.inf, math.inf, math.inf, math.inf, math.inf)
+RATES = Rates(
+    flops=1e9, outer_flops=1e9, call=0.0, visible_draws=1e9, hidden_draws=1e9, beta_draws=1e9, bytes=1e9, selected=1e9
+)
+ONLY_PRODUCTS = Rates(1e9, 1e9, 0.0, math.inf, math.inf, math.inf, math.inf, math.inf)
 SHARDED = dataclasses.replace(ONE_GPU, memory="sharded")
 COUNTS = (1, 2, 3, 4, 8, 64, 1000, 1024)
 
@@ -71,6 +74,13 @@ def test_bytes_of_the_face_sized_run() -> None:
 
 def test_uneven_shares_are_those_of_the_first_worker() -> None:
     """13 rows in blocks of 4, 3, 3, 3: two blocks of 7 rows on the first of two workers and of three; nobody waits longer."""
+    for blocks in (1, 3, 4, 7):
+        job = Job(chains=13, batch=9, num_blocks=blocks)
+        for n in (1, 2, 3, 4, 9):
+            comm = Comm(0, n)
+            rows = [comm.rows_per_rank(split_rows(size, blocks)) for size in (13, 9)]
+            assert largest_share(job, n) == (rows[0][0], rows[1][0], len(comm.my_blocks(blocks)))
+            assert [max(r) for r in rows] == [r[0] for r in rows]
     job = Job(chains=13, batch=9, num_blocks=4)
     assert largest_share(job, 1) == (13, 9, 4)
     assert largest_share(job, 2) == largest_share(job, 3) == (7, 5, 2)
