@@ -35,7 +35,7 @@ FACES ?=
 TESTS ?= tests
 CASES ?=
 
-.PHONY: help setup celeba-train sweep paper report sample generate test test-slow bench lint types clean
+.PHONY: help setup celeba-train sweep paper report sample generate test test-slow bench bench-scaling lint types clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -83,6 +83,11 @@ test-slow: $(READY) ## the slow tests (face-sized invariance, a killed Ray worke
 
 bench: $(READY) ## updates per second beside other RBM trainers and the machine's limit; CASES="name ..."
 	$(PY) -W ignore -m benchmarks.updates $(if $(CASES),--cases $(CASES))
+
+# On an idle machine; its figures go into docs/scaling.md.
+bench-scaling: $(READY) ## weak and strong scaling over 1, 2 and 4 local workers beside the cost model
+	$(PY) -W ignore -m benchmarks.scaling
+	$(PY) -m benchmarks.scaling_page
 
 lint: $(READY) ## ruff
 	$(PY) -m ruff check . && $(PY) -m ruff format --check .

@@ -52,7 +52,7 @@ def scaling_panels(panels: Sequence[Panel], path: str | Path, title: str | None 
                 "line, and points of lines only"
             )
     rows = -(-len(panels) // _COLUMNS)
-    figure = Figure(figsize=(11.0, 3.9 * rows + 0.4), dpi=110, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
+    figure = Figure(figsize=(11.0, 4.4 * rows + 0.4), dpi=110, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
     FigureCanvasAgg(figure)
     for place, panel in enumerate(panels, start=1):
         _draw(figure.add_subplot(rows, min(_COLUMNS, len(panels)), place), panel)
@@ -74,7 +74,9 @@ def _draw(axes: Axes, panel: Panel) -> None:
             axes.errorbar(list(measured), middle, [below, above], fmt="o", ms=4, color=color, capsize=3, lw=1.0)
     for name, value in panel.limits.items():
         axes.axhline(value, color="0.35", ls=":", lw=1.2)
-        axes.annotate(name, (1, value), xytext=(2, 2), textcoords="offset points", fontsize=8, color="0.35")
+        axes.annotate(
+            name, (1, value), xytext=(2, 2), textcoords="offset points", fontsize=8, color="0.35", va="bottom"
+        )
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     every = sorted({n for values in panel.lines.values() for n in values})
@@ -89,4 +91,5 @@ def _draw(axes: Axes, panel: Panel) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
-    axes.legend(frameon=False, fontsize=8)
+    # below the axes: lines cross the whole panel
+    axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.13))
