@@ -36,7 +36,7 @@ FACES ?=
 TESTS ?= tests
 CASES ?=
 
-.PHONY: help setup celeba-train sweep paper report sample generate test test-slow bench bench-startup bench-stages lint types clean
+.PHONY: help setup celeba-train sweep paper report sample generate test test-slow bench bench-startup bench-stages bench-scaling lint types clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -90,6 +90,11 @@ bench-startup: $(READY) ## seconds from the command to the first update, and to 
 
 bench-stages: $(READY) ## autoencoder and shard reading beside limits; RUN=name adds a whole main job's stages
 	$(PY) -W ignore -m benchmarks.stages $(if $(RUN),--summary runs/$(RUN)/summary.json)
+
+# On an idle machine; its figures go into docs/scaling.md.
+bench-scaling: $(READY) ## weak and strong scaling over 1, 2 and 4 local workers beside the cost model
+	$(PY) -W ignore -m benchmarks.scaling
+	$(PY) -m benchmarks.scaling_page
 
 lint: $(READY) ## ruff
 	$(PY) -m ruff check . && $(PY) -m ruff format --check .

@@ -25,7 +25,12 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "webdataset": ("pipeline.data.shards", "data_prep"),
     "torch.distributed": ("pipeline.comm",),
     "torch.nn.parallel": ("pipeline.training.gan", "pipeline.training.autoencoder"),
-    "matplotlib": ("pipeline.pictures", "pipeline.sweep_pictures", "pipeline.paper_pictures"),
+    "matplotlib": (
+        "pipeline.pictures",
+        "pipeline.sweep_pictures",
+        "pipeline.paper_pictures",
+        "pipeline.scaling_pictures",
+    ),
     "cv2": ("pipeline.metrics.faces",),
 }
 """A package -> the modules (with all below them) that may import it; everybody else may not."""

@@ -1,0 +1,95 @@
+"""Pictures of scaling over workers: panels of lines, measured points and limits on logarithmic axes.
+
+As in `pictures`, the function writes one PNG, complete or not at all, and returns its path.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FixedLocator, NullLocator
+
+from pipeline.pictures import _COLORS, _write
+
+_COLUMNS = 2
+
+
+class Panel(NamedTuple):
+    """One set of axes: workers across, all values positive."""
+
+    title: str
+    label: str
+    """Of the vertical axis, with its unit."""
+    lines: Mapping[str, Mapping[int, float]]
+    """Name -> workers -> value; values that are not positive are left out."""
+    points: Mapping[str, Mapping[int, tuple[float, float, float]]] = {}
+    """Name of a line -> workers -> (median, smallest, largest) that was measured."""
+    limits: Mapping[str, float] = {}
+    """Horizontal lines."""
+
+
+def scaling_panels(panels: Sequence[Panel], path: str | Path, title: str | None = None) -> Path:
+    """Write the panels, two in a row, and return the path.
+
+    Args:
+        panels: at least one, each with a line.
+        path: PNG to write.
+        title: drawn above.
+
+    Raises:
+        ValueError: no panels, one without lines, or points of no line.
+    """
+    if not panels:
+        raise ValueError("no panels to draw; give at least one")
+    for panel in panels:
+        if not panel.lines or not set(panel.points) <= set(panel.lines):
+            raise ValueError(
+                f"panel {panel.title!r} has lines {list(panel.lines)} and points of {list(panel.points)}; give at least one "
+                "line, and points of lines only"
+            )
+    rows = -(-len(panels) // _COLUMNS)
+    figure = Figure(figsize=(11.0, 4.4 * rows + 0.4), dpi=110, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
+    FigureCanvasAgg(figure)
+    for place, panel in enumerate(panels, start=1):
+        _draw(figure.add_subplot(rows, min(_COLUMNS, len(panels)), place), panel)
+    if title:
+        figure.suptitle(title, fontsize=13, wrap=True)
+    return _write(path, lambda target: figure.savefig(target, format="png", metadata={"Software": None}))
+
+
+def _draw(axes: Axes, panel: Panel) -> None:
+    for number, (name, values) in enumerate(panel.lines.items()):
+        color, style = _COLORS[number % len(_COLORS)], "-" if number < len(_COLORS) else "--"
+        shown = {n: value for n, value in sorted(values.items()) if value > 0}
+        axes.plot(list(shown), list(shown.values()), style, color=color, lw=1.6, label=name)
+        measured = panel.points.get(name, {})
+        if measured:
+            middle = [median for median, _, _ in measured.values()]
+            below = [median - low for median, low, _ in measured.values()]
+            above = [high - median for median, _, high in measured.values()]
+            axes.errorbar(list(measured), middle, [below, above], fmt="o", ms=4, color=color, capsize=3, lw=1.0)
+    for name, value in panel.limits.items():
+        axes.axhline(value, color="0.35", ls=":", lw=1.2)
+        axes.annotate(
+            name, (1, value), xytext=(2, 2), textcoords="offset points", fontsize=8, color="0.35", va="bottom"
+        )
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    every = sorted({n for values in panel.lines.values() for n in values})
+    ticks = [2**i for i in range(0, 21, 1 if every[-1] <= 32 else 2) if 2**i <= every[-1]]
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticklabels([str(n) for n in ticks])
+    axes.set_title(panel.title, fontsize=10, loc="left")
+    axes.set_xlabel("workers", fontsize=9)
+    axes.set_ylabel(panel.label, fontsize=9)
+    axes.grid(color="0.92")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)
+    # below the axes: lines cross the whole panel
+    axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.13))
