@@ -16,7 +16,9 @@ from typing import Literal, NamedTuple
 from benchmarks.links import Link, exchange_seconds, gather_seconds, sum_seconds
 
 CANDIDATE_BYTES = 16
-"""Of one neighbor that a sharded search reports: distance, class and index."""
+"""Of one neighbor that a sharded search reports: its distance and its place in the memory, in float64."""
+SCORE_BYTES = 8
+"""Of the sum of the particles' scores, in float64."""
 
 # bytes read and written, by what the code does with a number
 _PER_PARAMETER = (
@@ -147,20 +149,21 @@ class Machine:
 def bytes_per_update(job: Job, workers: int) -> dict[str, int]:
     """Bytes that a worker puts into each kind of collective, as Comm.traffic counts them; none with one worker.
 
-    A sharded memory's queries and candidates are gathers too (an all-to-all's own part stays and is not counted).
+    A sharded memory's queries are a gather, its candidates an exchange.
     """
     if workers == 1:
         return {}
     share = largest_share(job, workers)
-    found = {"sum": 8 * (job.parameters + job.hidden + 2)}  # and E[h] of the data, beta and its square
+    summed = 8 * (job.parameters + job.hidden + 2)  # and E[h] of the data, beta and its square
     if not job.adversary:
-        return found
-    scores = 4 * share.particles
+        return {"sum": summed}
+    found = {"sum": summed + SCORE_BYTES}
     if job.memory == "replicated":
-        return {**found, "gather": job.row_bytes * (share.data + share.particles) + scores}
-    reported = candidate_bytes(job)
-    sent = reported if job.candidates == "all-gather" else reported - reported // workers
-    return {**found, "gather": job.row_bytes * share.particles + sent + scores}
+        return {**found, "gather": job.row_bytes * (share.data + share.particles)}
+    queries, reported = job.row_bytes * share.particles, candidate_bytes(job)
+    if job.candidates == "all-gather":
+        return {**found, "gather": queries + reported}
+    return {**found, "gather": queries, "exchange": reported}
 
 
 def candidate_bytes(job: Job) -> int:
@@ -208,7 +211,7 @@ def update_seconds(job: Job, workers: int, machine: Machine) -> Parts:
     summed = machine.sum_seconds(8 * (job.parameters + job.hidden + 2), workers)
     gather = queries = search = scores = 0.0
     if job.adversary:
-        scores = gather_seconds(4 * share.particles, workers, link)
+        scores = machine.sum_seconds(SCORE_BYTES, workers)
         search = search_seconds(job, workers, rates)
         if job.memory == "replicated":
             # data and particles are two gathers

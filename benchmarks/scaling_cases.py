@@ -90,7 +90,7 @@ def config_of(job: Job) -> RunConfig:
         data=DataConfig(job.batch),
         model=RBMConfig(job.visible, job.hidden),
         sampler=SamplerConfig(job.chains, job.sweeps, statistics_sweeps=0, num_blocks=job.num_blocks),
-        critic=CriticConfig(search="torch", num_neighbors=job.neighbors),
+        critic=CriticConfig(search="torch", num_neighbors=job.neighbors, memory=job.memory),
         schedules=Schedules(Phase(updates=0), Phase(updates=10**6, gamma=GAMMA if job.adversary else 1.0)),
         evaluation=EvaluationConfig(num_rows=HELDOUT_ROWS),
     )

@@ -196,7 +196,7 @@ def panels(record: Record) -> list[Panel]:
     machine, one = MACHINES["float32"], MACHINES["float32, one adapter per node"]
     parts = curve(ONE_GPU, machine, POWERS)
     shown = ("sweeps", "search", "gather", "scores", "sum", "parameters")
-    names = {"gather": "gather not hidden", "scores": "gather of scores", "parameters": "optimizer and the rest"}
+    names = {"gather": "gather not hidden", "scores": "sum of scores", "parameters": "optimizer and the rest"}
     by_part = {names.get(k, k): {n: 1e3 * getattr(p, k) for n, p in parts.items()} for k in shown}
     sharded = dataclasses.replace(ONE_GPU, memory="sharded")
     to_all = dataclasses.replace(sharded, candidates="all-gather")

@@ -10,8 +10,8 @@ from torch import Tensor
 from pipeline.comm import Comm, PendingGather
 
 KINDS = ("sum", "scores", "gather_start", "gather_wait")
-"""sum: all-reduces. scores: gathers that are awaited at once, in training those of the particles' scores. gather_start and
-gather_wait: of gathers that run during the sweeps, the packing and launch, and what is left to wait for after the sweeps."""
+"""sum: the all-reduce of all parameters. scores: that of one number, the particles' mean score. gather_start and gather_wait: of
+gathers that run during the sweeps, the packing and launch, and what is left to wait for after the sweeps."""
 
 
 class _TimedGather(PendingGather):
@@ -45,13 +45,8 @@ class TimedComm(Comm):
 
     def sum_(self, buffer: Tensor) -> Tensor:
         """See Comm.sum_."""
-        with self.clock("sum"):
+        with self.clock("sum" if len(buffer) > 1 else "scores"):
             return super().sum_(buffer)
-
-    def gather(self, rows: Tensor, rows_per_rank: list[int]) -> Tensor:
-        """See Comm.gather."""
-        with self.clock("scores"):
-            return super().gather_async(rows, rows_per_rank).wait()
 
     def gather_async(self, rows: Tensor, rows_per_rank: list[int]) -> PendingGather:
         """See Comm.gather_async."""

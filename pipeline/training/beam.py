@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.comm import Comm, ExactSum, split_rows
+from pipeline.comm import Comm, ExactSum, snap_to_grid, split_rows
 from pipeline.config import AnyCriticConfig, NaturalGradientConfig, Phase, PowerLaw, RBMConfig, RunConfig, SamplerConfig
 from pipeline.critics.build import build_recall
 from pipeline.critics.memory import Wire
@@ -271,9 +271,11 @@ class BeamObjective:
 
     def _mean_score(self, blocks: list[Block]) -> float:
         """Mean of T over the particles of all workers."""
-        mine = [block.scores for block in blocks if block.scores is not None]
-        local = torch.cat(mine) if mine else self.rbm.weights.new_zeros(0)
-        return float(self.comm.gather(local, self.comm.rows_per_rank(self.block_chains)).double().mean())
+        total = torch.zeros(1, dtype=torch.float64, device=self.comm.device)
+        for block in blocks:
+            assert block.scores is not None
+            total += snap_to_grid(block.scores).sum()  # exact, so in any order
+        return float(self.comm.sum_(total)) / self.sampler_config.num_chains
 
     def _build_recall(self) -> Recall | None:
         phases = self.config.schedules

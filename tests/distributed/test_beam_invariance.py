@@ -183,20 +183,19 @@ def bytes_of_a_step(config: RunConfig) -> dict[str, int]:
 
 
 def test_bytes_per_update() -> None:
-    """One sum of the parameters in float64, the features, and the scores of the particles; 7 + 6 chains, 9 + 8 data rows."""
+    """One sum of the parameters in float64, one of the scores, and the features; 7 + 6 chains, 9 + 8 data rows."""
     num_parameters = 23 * 11 + 2 * 23 + 11
-    summed = 8 * (num_parameters + 11 + 2)  # and E[h] of the data, beta, beta^2
-    scores = 4 * 7
+    summed = 8 * (num_parameters + 11 + 2 + 1)  # and E[h] of the data, beta, beta^2; T
     for config, features in (
         (tiny(search="torch"), 4 * 11 * (7 + 9)),
         (tiny(search="torch", wire="bfloat16"), 2 * 11 * (7 + 9)),
         (tiny(search="torch", feature="hidden_sample"), 2 * (7 + 9)),  # 11 bits in two bytes
     ):
         for found in run_group(bytes_of_a_step, 2, config):
-            assert found == {"sum": summed, "gather": features + scores}
+            assert found == {"sum": summed, "gather": features}
     for found in run_group(bytes_of_a_step, 2, tiny(search="torch", memory="sharded", num_neighbors=3)):
         # the particles' features alone; for each of 13 chains 3 candidates of two float64
-        assert found == {"sum": summed, "gather": 4 * 11 * 7 + scores, "exchange": 13 * 3 * 16}
+        assert found == {"sum": summed, "gather": 4 * 11 * 7, "exchange": 13 * 3 * 16}
     assert run_group(bytes_of_a_step, 1, tiny(search="torch")) == [{}]
 
 

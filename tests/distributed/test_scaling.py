@@ -47,7 +47,7 @@ def bytes_of_all_forms(jobs: list[Job]) -> list[dict[str, int]]:
 def test_the_model_counts_the_bytes_that_the_communicator_counts(workers: int) -> None:
     """Uneven shares: 13 particles and 17 data rows in 4 blocks; 11 features are 44, 22 or 2 bytes."""
     jobs = [dataclasses.replace(TOY, wire=wire) for wire in ("float32", "bfloat16", "bits")]
-    jobs.append(dataclasses.replace(TOY, adversary=False))
+    jobs += [dataclasses.replace(TOY, adversary=False), dataclasses.replace(TOY, memory="sharded", neighbors=3)]
     for found in run_group(bytes_of_all_forms, workers, jobs):
         assert found == [bytes_per_update(job, workers) for job in jobs]
 

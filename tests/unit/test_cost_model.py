@@ -59,16 +59,17 @@ def test_one_worker_talks_to_nobody(job: Job) -> None:
 
 
 def test_bytes_of_the_face_sized_run() -> None:
-    """P = 1024 * 512 + 2 * 1024 + 512 in float64 with 512 + 2 more; 64 + 64 rows of 512 floats; 64 scores."""
+    """P = 1024 * 512 + 2 * 1024 + 512 in float64 with 512 + 2 more; 64 + 64 rows of 512 floats; one score."""
     summed = 8 * (526_848 + 514)
-    assert bytes_per_update(Job(), 2) == {"sum": summed, "gather": 4 * 512 * 128 + 4 * 64}
-    assert bytes_per_update(Job(wire="bits"), 2)["gather"] == 64 * 128 + 4 * 64
-    assert bytes_per_update(Job(wire="bfloat16"), 2)["gather"] == 2 * 512 * 128 + 4 * 64
+    assert bytes_per_update(Job(), 2) == {"sum": summed + 8, "gather": 4 * 512 * 128}
+    assert bytes_per_update(Job(wire="bits"), 2)["gather"] == 64 * 128
+    assert bytes_per_update(Job(wire="bfloat16"), 2)["gather"] == 2 * 512 * 128
     assert bytes_per_update(Job(adversary=False), 4) == {"sum": summed}
-    # sharded: 64 queries, and for all 128 five candidates, of which half are the worker's own
-    assert bytes_per_update(Job(memory="sharded"), 2)["gather"] == 4 * 512 * 64 + 16 * 5 * 64 + 4 * 64
+    # sharded: 64 queries, and for all 128 five candidates
+    sharded = {"sum": summed + 8, "gather": 4 * 512 * 64, "exchange": 16 * 5 * 128}
+    assert bytes_per_update(Job(memory="sharded"), 2) == sharded
     gathered = Job(memory="sharded", candidates="all-gather")
-    assert bytes_per_update(gathered, 2)["gather"] == 4 * 512 * 64 + 16 * 5 * 128 + 4 * 64
+    assert bytes_per_update(gathered, 2)["gather"] == 4 * 512 * 64 + 16 * 5 * 128
     assert candidate_bytes(Job()) == 16 * 5 * 128
 
 
