@@ -77,8 +77,8 @@ class RBM(nn.Module):
         return Couplings(
             to_hidden,
             to_visible,
-            self.hidden.bias - self.visible.offset @ to_hidden,
-            self.visible.bias - self.hidden.offset @ to_visible,
+            self.hidden.bias - self.visible.offset @ to_hidden if self.visible.shifts() else self.hidden.bias.detach(),
+            self.visible.bias - self.hidden.offset @ to_visible if self.hidden.shifts() else self.visible.bias.detach(),
         )
 
     def negative_energy_gradient(self, v: Tensor, hidden: Hidden, weights: Tensor) -> dict[str, Tensor]:

@@ -29,13 +29,17 @@ class Units(nn.Module):
         self.bias = nn.Parameter(torch.zeros(size, dtype=dtype))
         self.register_buffer("offset", torch.zeros(size, dtype=dtype))
 
+    def shifts(self) -> bool:
+        """False where all offsets are zero, so that nothing need be subtracted. A GPU's are not asked: it would have to wait."""
+        return self.offset.device.type != "cpu" or bool(self.offset.any())
+
     def variance(self) -> Tensor | None:
         """Variances s [size] that divide the states in the coupling; None stands for 1."""
         return None
 
     def scaled(self, x: Tensor) -> Tensor:
         """(x - offset) / s, the form in which a state [rows, size] enters the coupling."""
-        shifted = x - self.offset
+        shifted = x - self.offset if self.shifts() else x
         s = self.variance()
         return shifted if s is None else shifted / s
 
