@@ -46,7 +46,7 @@ BEAMS: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {
     "BEAM, not centered": ("celeba_beam", {"model.center_hidden": False}, SEEDS[:2]),
 }
 GANS = {"DCGAN": "celeba_dcgan", "DCWGAN": "celeba_dcwgan"}
-GAN_UPDATES = 700
+GAN_UPDATES = 540
 TOY_STACK = ("schedules.likelihood.updates=10", "schedules.adversarial.updates=10", "evaluation.num_rows=40")
 
 
