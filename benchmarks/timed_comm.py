@@ -10,8 +10,8 @@ from torch import Tensor
 from pipeline.comm import Comm, PendingGather
 
 KINDS = ("sum", "scores", "gather_start", "gather_wait")
-"""sum: the all-reduce of all parameters. scores: that of one number, the particles' mean score. gather_start and gather_wait: of
-gathers that run during the sweeps, the packing and launch, and what is left to wait for after the sweeps."""
+"""sum: the all-reduce of all parameters. scores: that of one number, the mean score of the particles. gather_start and
+gather_wait: of gathers that run during the sweeps, the packing and launch, and what is left to wait for afterwards."""
 
 
 class _TimedGather(PendingGather):

@@ -30,7 +30,7 @@ class Units(nn.Module):
         self.register_buffer("offset", torch.zeros(size, dtype=dtype))
 
     def shifts(self) -> bool:
-        """False where all offsets are zero, so that nothing need be subtracted. A GPU's are not asked: it would have to wait."""
+        """False where all offsets are zero and nothing need be subtracted. A GPU's are not asked: it would have to wait."""
         return self.offset.device.type != "cpu" or bool(self.offset.any())
 
     def variance(self) -> Tensor | None:
