@@ -23,6 +23,7 @@ from jobs.evaluate import FACE_SAMPLES, SEEDS, TABLE_KEYS, TEST_ROWS, Scene, as_
 from jobs.face_pictures import make_pictures
 from jobs.ray_session import ray_session
 from jobs.recipes import AUTOENCODER_OF, recipe
+from jobs.run_lock import locked
 from jobs.stages import Stages
 from jobs.tracked import start_tracker
 from jobs.train_job import TrainingFailed, total_updates
@@ -235,12 +236,13 @@ def main(argv: list[str] | None = None) -> int:
         label = "synthetic-faces" if args.celeba is None else open_celeba(args.celeba).dataset
         folder = (args.runs / (args.name or f"{label}-{args.recipe}")).resolve()
         cache = args.cache.resolve()
-        stages = Stages(folder, STAGES, args.redo_from)
-        for part in stages.forgotten & {"autoencoder", "beam", "control"}:
-            shutil.rmtree(folder / part, ignore_errors=True)
-        chain = Chain(args, config, autoencoder_config, folder, cache, stages)
-        with nullcontext() if args.local else ray_session(cache, max(args.workers, os.cpu_count() or 1)):
-            summary = run_chain(chain)
+        with locked(folder):
+            stages = Stages(folder, STAGES, args.redo_from)
+            for part in stages.forgotten & {"autoencoder", "beam", "control"}:
+                shutil.rmtree(folder / part, ignore_errors=True)
+            chain = Chain(args, config, autoencoder_config, folder, cache, stages)
+            with nullcontext() if args.local else ray_session(cache, max(args.workers, os.cpu_count() or 1)):
+                summary = run_chain(chain)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last finished stage", file=sys.stderr)
         return 130

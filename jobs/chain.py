@@ -13,6 +13,7 @@ from data_prep.encode import latents_up_to_date
 from data_prep.synthetic_faces import draw_dataset
 from jobs.prepare import latent_settings, prepare_latents, prepare_pixels
 from jobs.recipes import TOYS
+from jobs.run_lock import locked
 from jobs.stages import Stages
 from jobs.tracked import start_tracker
 from jobs.train_job import Outcome, TrainJob, check_folder, run_training, total_updates
@@ -66,12 +67,13 @@ class Chain:
             return open_celeba(self.args.celeba)
         count = FACES.get(self.args.recipe, 4000)
         folder = self.cache / f"synthetic-faces-{count}"
-        outputs = self.stages.run(
-            "data",
-            {"count": count, "seed": 0},
-            lambda: {"folder": str(draw_dataset(folder, count, 0, processes=self.args.workers, progress=True))},
-            lambda out: (Path(out["folder"]) / "synthetic_faces.json").exists(),
-        )
+        with locked(self.cache, wait=True):
+            outputs = self.stages.run(
+                "data",
+                {"count": count, "seed": 0},
+                lambda: {"folder": str(draw_dataset(folder, count, 0, processes=self.args.workers, progress=True))},
+                lambda out: (Path(out["folder"]) / "synthetic_faces.json").exists(),
+            )
         return open_celeba(outputs["folder"])
 
     def pixels(self, source: CelebASource) -> tuple[Path, Manifest]:
@@ -79,12 +81,13 @@ class Chain:
         settings = PixelSettings(crop=self.args.crop)
         folder = self.cache / f"{source.dataset}-{source.content_hash[:12]}" / f"pixels-{settings.crop}"
         verify = "pixels" in self.stages.redo
-        self.stages.run(
-            "pixels",
-            {"source": source.content_hash, "settings": settings.describe()},
-            lambda: {"hash": prepare_pixels(source, folder, settings, self.cache, self.args.local, verify).hash},
-            lambda _: pixels_up_to_date(source, folder, settings) is not None,
-        )
+        with locked(folder.parent, wait=True):
+            self.stages.run(
+                "pixels",
+                {"source": source.content_hash, "settings": settings.describe()},
+                lambda: {"hash": prepare_pixels(source, folder, settings, self.cache, self.args.local, verify).hash},
+                lambda _: pixels_up_to_date(source, folder, settings) is not None,
+            )
         return folder, read_manifest(folder)
 
     # --- training -----------------------------------------------------------------------------------------------------
@@ -181,12 +184,13 @@ class Chain:
             made = prepare_latents(pixel_dir, folder, fetched, self.cache, self.args.local, verify)
             return {"hash": made.hash, "pixels": pixels, "version": version, "content": fetched.content_hash}
 
-        self.stages.run(
-            "latents",
-            {"pixels": pixels, "encoder": settings.encoder_version},
-            make,
-            lambda _: latents_up_to_date(pixel_dir, folder, settings) is not None,
-        )
+        with locked(folder.parent, wait=True):
+            self.stages.run(
+                "latents",
+                {"pixels": pixels, "encoder": settings.encoder_version},
+                make,
+                lambda _: latents_up_to_date(pixel_dir, folder, settings) is not None,
+            )
         packaged = load_package(fetched.folder)
         assert isinstance(packaged, PackagedAutoencoder)
         return folder, read_manifest(folder), packaged

@@ -32,6 +32,7 @@ from data_prep.samples import (
 )
 from jobs.prepare import MAX_RETRIES
 from jobs.ray_session import ray_session, sigterm_as_interrupt
+from jobs.run_lock import locked
 from jobs.summary import as_table, write_summary
 from pipeline.data.shards import Manifest
 from pipeline.model_inputs import SAMPLE_DEFAULTS
@@ -93,22 +94,23 @@ def generate(
     claim_folder(out, model, settings)
     if (found := find_finished(out, settings.what, model.content, settings.describe(), verify=False)) is not None:
         return found, 0
-    specs = plan_sample_shards(model, settings, out)
-    results = [result for spec in specs if (result := spec.finished()) is not None]
-    there = {result.index for result in results}
-    missing = [spec for spec in specs if spec.index not in there]
-    kept = sum(result.entry.rows for result in results)
-    unit = " images" if settings.what == "pixels" else " rows"
-    drawn = _run_local(missing) if local or not missing else _run_on_ray(missing, workers, cache)
-    with (
-        closing(drawn),
-        tqdm(total=settings.n, initial=kept, desc=f"{settings.what} of {model.name}", unit=unit) as bar,
-    ):
-        for result in drawn:
-            results.append(result)
-            bar.update(result.entry.rows)
-    manifest = finish_samples(model, settings, out, specs, results)
-    return manifest, settings.n - kept
+    with locked(out):
+        specs = plan_sample_shards(model, settings, out)
+        results = [result for spec in specs if (result := spec.finished()) is not None]
+        there = {result.index for result in results}
+        missing = [spec for spec in specs if spec.index not in there]
+        kept = sum(result.entry.rows for result in results)
+        unit = " images" if settings.what == "pixels" else " rows"
+        drawn = _run_local(missing) if local or not missing else _run_on_ray(missing, workers, cache)
+        with (
+            closing(drawn),
+            tqdm(total=settings.n, initial=kept, desc=f"{settings.what} of {model.name}", unit=unit) as bar,
+        ):
+            for result in drawn:
+                results.append(result)
+                bar.update(result.entry.rows)
+        manifest = finish_samples(model, settings, out, specs, results)
+        return manifest, settings.n - kept
 
 
 def _run_local(specs: Sequence[ShardSpec]) -> Generator[ShardResult, None, None]:

@@ -33,6 +33,7 @@ from jobs.evaluate import TABLE_KEYS, as_text
 from jobs.prepare import run_tasks
 from jobs.ray_session import ray_session
 from jobs.recipes import recipe
+from jobs.run_lock import locked
 from jobs.stack_layers import Layer, encode_shard, is_whole, read_bottom, read_layer, start_tied
 from jobs.stack_scores import SceneOf, draw_pictures, score_stack
 from jobs.stages import Stages
@@ -238,9 +239,10 @@ def main(argv: list[str] | None = None) -> int:
             "scores",
             "pictures",
         )
-        run = StackRun(args, configs, folder, cache, Stages(folder, names, None))
-        with nullcontext() if args.local else ray_session(cache, max(args.workers, os.cpu_count() or 1)):
-            table = run_stack(run)
+        with locked(folder):
+            run = StackRun(args, configs, folder, cache, Stages(folder, names, None))
+            with nullcontext() if args.local else ray_session(cache, max(args.workers, os.cpu_count() or 1)):
+                table = run_stack(run)
     except (KeyboardInterrupt, Stopped) as stop:
         print(f"{str(stop) or 'interrupted'}; the same command goes on from there", file=sys.stderr)
         return 130

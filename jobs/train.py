@@ -60,6 +60,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def train(args: argparse.Namespace, config: RunConfig) -> int:
     """Train `config` as the command line asks; returns the exit status."""
+    from jobs.run_lock import locked
     from jobs.summary import as_table, write_summary
     from jobs.tracked import StartingTracker
     from jobs.train_job import TrainingFailed, TrainJob, check_folder, run_training
@@ -71,17 +72,18 @@ def train(args: argparse.Namespace, config: RunConfig) -> int:
         manifest = read_manifest(args.data)
         folder = (args.runs / (args.name or config.name)).resolve()
         job = TrainJob(config.to_dict(), str(args.data.resolve()), manifest.hash, str(folder))
-        check_folder(folder, config, manifest.hash)
-        if not args.no_tracking:
-            tracker = StartingTracker(folder, config, manifest.dataset, manifest.hash)
-        try:
-            outcome = run_training(job, args.workers, args.local, tracker, args.cache.resolve())
-        except BaseException:
+        with locked(folder):
+            check_folder(folder, config, manifest.hash)
+            if not args.no_tracking:
+                tracker = StartingTracker(folder, config, manifest.dataset, manifest.hash)
+            try:
+                outcome = run_training(job, args.workers, args.local, tracker, args.cache.resolve())
+            except BaseException:
+                if tracker is not None:
+                    tracker.finish("FAILED")
+                raise
             if tracker is not None:
-                tracker.finish("FAILED")
-            raise
-        if tracker is not None:
-            tracker.finish("FINISHED" if outcome.finished else "KILLED")
+                tracker.finish("FINISHED" if outcome.finished else "KILLED")
     except (ValueError, NonFinite, TrainingFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -20,6 +20,7 @@ from data_prep.manifest import write_json
 from jobs.chain import Stopped
 from jobs.ray_session import prepare_environment, sigterm_as_interrupt
 from jobs.recipes import recipe
+from jobs.run_lock import locked
 from jobs.spaces import as_text, changed_in_flight, space_of
 from jobs.stages import Stages
 from jobs.sweep import OBJECTIVES, STAGES, Sweep, forget_stage, prepare_data, run_sweep, shown_metrics, tags_of
@@ -196,15 +197,15 @@ def main(argv: list[str] | None = None) -> int:
         folder, cache = (args.runs / (args.name or f"sweep-{args.recipe}")).resolve(), args.cache.resolve()
         data_dir = prepare_data(args, config, cache)
         sweep = Sweep(args, config, space, objectives, folder, cache, data_dir, read_manifest(data_dir))
-        refuse_another_sweep(folder, sweep.definition())
-        stages = Stages(folder, STAGES, args.redo_from)
-        forget(folder, stages.redo)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "sweep.json", sweep.definition())
-        if not args.no_tracking:
-            parent = tracker_at(folder / "mlflow_run_id", folder.name, sweep.definition(), tags_of(sweep))
-        with sigterm_as_interrupt():
-            summary = run_sweep(sweep, stages, parent)
+        with locked(folder):
+            refuse_another_sweep(folder, sweep.definition())
+            stages = Stages(folder, STAGES, args.redo_from)
+            forget(folder, stages.redo)
+            write_json(folder / "sweep.json", sweep.definition())
+            if not args.no_tracking:
+                parent = tracker_at(folder / "mlflow_run_id", folder.name, sweep.definition(), tags_of(sweep))
+            with sigterm_as_interrupt():
+                summary = run_sweep(sweep, stages, parent)
         status = "FINISHED"
     except (KeyboardInterrupt, Interrupted, Stopped) as stop:
         status = "KILLED"
