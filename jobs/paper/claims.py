@@ -218,7 +218,9 @@ def _hidden_critic(records: Records) -> tuple[str, list[str]]:
             f"{name.replace('_', ' ')} {' / '.join(spread_text(values) for values in v.values())}"
             for name, v in found.items()
         )
-        evidence.append(f"{protocol}, forward / reverse KL / precision, means over the 15 epochs after the switch: {said}")
+        evidence.append(
+            f"{protocol}, forward / reverse KL / precision, means over the 15 epochs after the switch: {said}"
+        )
         evidence.append(f"{protocol}, hidden less visible: reverse {spread_text(less)}, forward {spread_text(paid)}")
     return ("holds" if all(faster) else "holds in part" if any(faster) else "does not hold"), evidence
 
