@@ -46,4 +46,5 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
         holder.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
         yield
     finally:
+        holder.unlink(missing_ok=True)
         lock.release()

@@ -276,9 +276,10 @@ def test_the_verdicts_on_faces_follow_their_scores() -> None:
     worse = {"frechet_latent": 20.0, "recall": -0.1, "variance_ratio": -0.2, "sharpness": -0.2}
     assert verdict(8, faces=faces(BEAM_not_centered=worse)) == "centering: holds; two layers: does not hold"
     assert verdict(8, faces=faces(two_layers_tied={"recall": 0.1})) == "centering: does not hold; two layers: holds"
-    assert verdict(9, faces=faces()) == "does not hold"
+    consistent = "less consistent (a larger Frechet distance)"
+    assert verdict(9, faces=faces()) == f"sharper: does not hold; {consistent}: does not hold"
     larger = {"sharpness": 0.1, "frechet_latent": 20.0}
-    assert verdict(9, faces=faces(**{"centered_gamma_.5": larger})) == "holds"
+    assert verdict(9, faces=faces(**{"centered_gamma_.5": larger})) == f"sharper: holds; {consistent}: holds"
 
 
 def test_the_verdict_on_kinds_of_data_needs_a_gain_that_the_forward_divergence_does_not_pay_for() -> None:

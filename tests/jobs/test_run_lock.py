@@ -44,6 +44,7 @@ def test_the_second_is_told_who_is_there_until_the_first_is_dead(tmp_path: Path)
                 locked(tmp_path).__enter__()
     with locked(tmp_path):
         assert (tmp_path / ".lock-holder").read_text().startswith(f"process {os.getpid()} on ")
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
     with locked(tmp_path):
         pass
 

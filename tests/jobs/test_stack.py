@@ -150,7 +150,7 @@ def test_a_bottom_of_other_rows_is_refused(trained, tmp_path, capsys):
     bottom = str(trained / "deep" / "layer_1")
     assert main(command(tmp_path, "on", "stack_toy", "--local", "--bottom", bottom)) == 2
     assert "was trained on other rows" in capsys.readouterr().err
-    assert not (tmp_path / "on").exists()
+    assert [path.name for path in (tmp_path / "on").iterdir()] == [".lock"]
 
 
 def test_settings_of_one_layer_and_of_all():
