@@ -99,8 +99,11 @@ def test_medians_and_ranges_are_over_rounds() -> None:
 def test_the_page_has_a_place_for_every_table(record: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page, picture, figures = tmp_path / "page.md", tmp_path / "picture.png", tmp_path / "figures.json"
     page.write_text(scaling_page.PAGE.read_text())
-    for load, warned in ((0.0, False), (3.0, True)):
-        figures.write_text(json.dumps({**record, "load_before": load}))
+    for stretch, warned in ((1.0, False), (1.5, True)):
+        cases = {
+            name: {**case, "ms_per_update": stretch * case["ms_per_update"]} for name, case in record["cases"].items()
+        }
+        figures.write_text(json.dumps({**record, "cases": cases}))
         arguments = ["--figures", str(figures), "--page", str(page), "--picture", str(picture)]
         monkeypatch.setattr("sys.argv", ["scaling_page", *arguments])
         scaling_page.main()
