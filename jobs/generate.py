@@ -31,7 +31,7 @@ from data_prep.samples import (
     plan_sample_shards,
 )
 from jobs.prepare import MAX_RETRIES
-from jobs.ray_session import ray_session, sigterm_as_interrupt
+from jobs.ray_session import interruptible, ray_session
 from jobs.run_lock import locked
 from jobs.summary import as_table, write_summary
 from pipeline.data.shards import Manifest
@@ -114,7 +114,7 @@ def generate(
 
 
 def _run_local(specs: Sequence[ShardSpec]) -> Generator[ShardResult, None, None]:
-    with sigterm_as_interrupt():
+    with interruptible():
         yield from map(draw_shard, specs)
 
 
@@ -126,7 +126,7 @@ def _run_on_ray(specs: Sequence[ShardSpec], workers: int | None, cache: Path) ->
         gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
         task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=MAX_RETRIES)(draw_shard)
         waiting, running = list(reversed(specs)), list[ray.ObjectRef]()
-        with sigterm_as_interrupt():  # after Ray has started, which brings a handler that aborts
+        with interruptible():  # after Ray has started, which brings a handler that aborts
             while waiting or running:
                 while waiting and (workers is None or len(running) < workers):
                     running.append(task.remote(waiting.pop()))

@@ -80,19 +80,36 @@ def ray_session(cache: Path, num_cpus: int, sweep: bool = False) -> Iterator[Non
 
 
 @contextmanager
-def sigterm_as_interrupt() -> Iterator[None]:
-    """SIGTERM is as Ctrl-C until the block ends (main thread only). Use it within a session: Ray's own handler aborts."""
+def interruptible() -> Iterator[None]:
+    """Ctrl-C and SIGTERM leave the block as KeyboardInterrupt (main thread only).
+
+    Also where a library's C code swallowed the exception and raised one of its own, as torch does while it reads a tensor.
+    Use it within a Ray session: Ray brings a handler of SIGTERM that aborts.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    came = False
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    on_interrupt = previous[signal.SIGINT]
 
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's background
+    def interrupt(_number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        came = True
+        if callable(on_interrupt):
+            on_interrupt(signal.SIGINT, frame)
+        else:  # ignored, as in a shell's background
             raise KeyboardInterrupt
-        signal.raise_signal(signal.SIGINT)
 
-    previous = signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
+    if callable(on_interrupt):
+        signal.signal(signal.SIGINT, interrupt)
     try:
         yield
+    except Exception as error:
+        if came:
+            raise KeyboardInterrupt from error
+        raise
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -14,7 +14,7 @@ from data_prep.manifest import write_json
 from data_prep.mixtures import draw_mixture
 from jobs.chain import Chain, is_registered, read_beam
 from jobs.evaluate import SEEDS, PointScene, Scene, open_scene
-from jobs.ray_session import ray_session, sigterm_as_interrupt
+from jobs.ray_session import interruptible, ray_session
 from jobs.recipes import AUTOENCODER_OF, MIXTURE_OF, TOYS, recipe
 from jobs.spaces import as_text
 from jobs.stages import Stages
@@ -90,7 +90,7 @@ class Sweep:
     def ray(self) -> Iterator[None]:
         """Ray for a stage of trials, with spare CPUs: what Tune cuts frees its own a little later."""
         num_cpus = 2 * self.args.workers * self.args.concurrent + 1
-        with ray_session(self.cache, num_cpus, sweep=True), sigterm_as_interrupt():
+        with ray_session(self.cache, num_cpus, sweep=True), interruptible():
             yield
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from data_prep.manifest import write_json
 from jobs.chain import Stopped
-from jobs.ray_session import prepare_environment, sigterm_as_interrupt
+from jobs.ray_session import interruptible, prepare_environment
 from jobs.recipes import recipe
 from jobs.run_lock import locked
 from jobs.spaces import as_text, changed_in_flight, space_of
@@ -204,7 +204,7 @@ def main(argv: list[str] | None = None) -> int:
             write_json(folder / "sweep.json", sweep.definition())
             if not args.no_tracking:
                 parent = tracker_at(folder / "mlflow_run_id", folder.name, sweep.definition(), tags_of(sweep))
-            with sigterm_as_interrupt():
+            with interruptible():
                 summary = run_sweep(sweep, stages, parent)
         status = "FINISHED"
     except (KeyboardInterrupt, Interrupted, Stopped) as stop:

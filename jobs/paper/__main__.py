@@ -21,7 +21,7 @@ from jobs.paper.claims import judge
 from jobs.paper.experiments import Experiment, Plan, read_record, run_experiment
 from jobs.paper.page import write_markdown, write_page
 from jobs.paper.units import UnitFailed, start_pool
-from jobs.ray_session import sigterm_as_interrupt
+from jobs.ray_session import interruptible
 from jobs.run_lock import locked
 from pipeline.data.shards import ShardError
 from pipeline.metrics.inception import find_inception
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (IDXError, ShardError, ValueError, OSError) as error:
         return _fail(str(error))
     status = 0
-    with locked(runs), sigterm_as_interrupt(), start_pool(args.processes) as pool:
+    with locked(runs), interruptible(), start_pool(args.processes) as pool:
         for experiment in EXPERIMENTS:
             if args.only and experiment.name not in args.only:
                 continue
