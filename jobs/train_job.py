@@ -50,9 +50,9 @@ class TrainingFailed(RuntimeError):
     """A run that ended without a result; says why and what is left."""
 
 
-def make_objective(job: TrainJob, comm: Comm) -> Objective:
-    """The objective of the job's config on the job's shards. Raises ShardError or ConfigError on what does not fit."""
-    config, data = RunConfig.from_dict(job.config), Path(job.data_dir)
+def make_objective(job: TrainJob, comm: Comm, config: RunConfig | None = None) -> Objective:
+    """The objective of `config` (the job's own when None) on the job's shards. Raises ShardError or ConfigError on what does not fit."""
+    config, data = config or RunConfig.from_dict(job.config), Path(job.data_dir)
     kind = read_manifest(data).kind
     model = config.model
     of_pixels = isinstance(model, AutoencoderConfig) or (isinstance(model, GANConfig) and model.num_visible == VALUES)
@@ -83,7 +83,7 @@ def run_worker(job: TrainJob, comm: Comm, stop: StopRequest) -> Iterator[Progres
         "torch": torch.__version__,
         "device": comm.device.type,
     }
-    yield from train(lambda: make_objective(job, comm), config, folder, comm, stop, meta, job.until)
+    yield from train(lambda c: make_objective(job, comm, c), config, folder, comm, stop, meta, job.until)
 
 
 def train_local(job: TrainJob) -> Iterator[dict[str, Any]]:

@@ -485,6 +485,20 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class DivergenceConfig:
+    """What happens when a gradient or a particle is not finite."""
+
+    restarts: int = 0
+    """Times that the run may go back to its last checkpoint and on with a smaller learning rate; 0: it stops."""
+    rate_factor: float = 0.5
+    """Of all learning rates at each restart: after n restarts they are rate_factor^n times what the schedules say."""
+
+    def __post_init__(self) -> None:
+        _require(self.restarts >= 0, "divergence.restarts", self.restarts, "at least 0")
+        _require(0 < self.rate_factor < 1, "divergence.rate_factor", self.rate_factor, "between 0 and 1, both excluded")
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Everything that defines a run. `sampler` and `critic` belong to a BEAM; an autoencoder and a GAN have none."""
 
@@ -500,6 +514,7 @@ class RunConfig:
     schedules: Schedules = field(default_factory=Schedules)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    divergence: DivergenceConfig = field(default_factory=DivergenceConfig)
 
     def __post_init__(self) -> None:
         _require(self.epochs_scale > 0, "epochs_scale", self.epochs_scale, "positive")
@@ -533,6 +548,16 @@ class RunConfig:
             second = self.schedules.adversarial
             none = not (second.epochs or second.updates)
             _require(none, "schedules.adversarial", second, "of length 0: a GAN's one phase is schedules.likelihood")
+
+    def with_rates(self, factor: float) -> "RunConfig":
+        """A copy with the learning rates of both phases multiplied by `factor`."""
+        phases = {
+            name: dataclasses.replace(
+                p, learning_rate=dataclasses.replace(p.learning_rate, initial=factor * p.learning_rate.initial)
+            )
+            for name, p in (("likelihood", self.schedules.likelihood), ("adversarial", self.schedules.adversarial))
+        }
+        return dataclasses.replace(self, schedules=dataclasses.replace(self.schedules, **phases))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-able dict; where a field may hold several dataclasses, `kind` names the one (not the nearest-neighbor

@@ -30,6 +30,8 @@ from torch import Tensor
 from webdataset.tariterators import tar_file_iterator
 from webdataset.writer import TarWriter
 
+from pipeline.disk import naming_a_full_disk
+
 MANIFEST_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 BLOCK_ROWS = 256
@@ -153,11 +155,11 @@ def replace_file(path: Path) -> Iterator[IO[bytes]]:
     """Gives a file to write that becomes `path` when all of it is on disk, and nothing when the body raises.
 
     A killed process leaves `.NAME.ID.tmp` beside `path`; the name is unique, so that a retried task cannot meet the
-    first attempt that still runs.
+    first attempt that still runs. A full disk raises DiskFull with the path.
     """
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:12]}.tmp"
     try:
-        with temporary.open("xb") as file:
+        with naming_a_full_disk(path), temporary.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -160,7 +160,8 @@ class BeamObjective:
             )
         sums = self.sums.reduce(self.comm)
         if bad := self.sums.first_bad():
-            raise NonFinite(f"the gradient of {bad}" if bad in dict(self.rbm.named_parameters()) else bad, step)
+            quantity = f"the gradient of {bad}" if bad in dict(self.rbm.named_parameters()) else bad
+            raise NonFinite(quantity, step, self._ranks_with_bad_rows(blocks))
         rate, beta_mean = self.learning_rate(step), float(sums["beta"])
         report = {
             "gamma": gamma,
@@ -276,6 +277,12 @@ class BeamObjective:
             assert block.scores is not None
             total += snap_to_grid(block.scores).sum()  # exact, so in any order
         return float(self.comm.sum_(total)) / self.sampler_config.num_chains
+
+    def _ranks_with_bad_rows(self, blocks: list[Block]) -> list[int]:
+        """The workers whose data or particles are not finite; collective, so all workers know."""
+        finite = all(bool(torch.isfinite(rows).all()) for b in blocks for rows in (b.data, b.particles.visible))
+        flags = self.comm.gather(torch.tensor([not finite], device=self.comm.device), [1] * self.comm.world_size)
+        return flags.nonzero()[:, 0].tolist()
 
     def _build_recall(self) -> Recall | None:
         phases = self.config.schedules

@@ -15,8 +15,10 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
+
+from pipeline.disk import naming_a_full_disk
 
 FORMAT_VERSION = 1
 _log = logging.getLogger(__name__)
@@ -40,24 +42,29 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], meta: d
     """Write a checkpoint after `step` updates, then drop all but the newest `keep`. Returns its folder.
 
     Call it on one worker. Killed at any moment, it leaves the old checkpoints as they were.
+
+    Raises:
+        DiskFull: with the path and the bytes needed; the old checkpoints are as they were and nothing half is left.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob(".writing-*"):
         shutil.rmtree(leftover)
     temporary = folder / f".writing-{os.getpid()}"
-    temporary.mkdir()
-    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary / "state.safetensors")
-    record = {
-        **meta,
-        "format_version": FORMAT_VERSION,
-        "step": step,
-        "sha256": _sha256(temporary / "state.safetensors"),
-    }
-    (temporary / "meta.json").write_text(json.dumps(record, indent=1))
-    for name in ("state.safetensors", "meta.json"):
-        _sync(temporary / name)
-    _sync(temporary)
     final = folder / f"step_{step:08d}"
+    # bytes first: the library's own writer hides the system's error number
+    content = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
+    record = {**meta, "format_version": FORMAT_VERSION, "step": step, "sha256": hashlib.sha256(content).hexdigest()}
+    try:
+        with naming_a_full_disk(final, len(content)):
+            temporary.mkdir()
+            (temporary / "state.safetensors").write_bytes(content)
+            (temporary / "meta.json").write_text(json.dumps(record, indent=1))
+            for name in ("state.safetensors", "meta.json"):
+                _sync(temporary / name)
+            _sync(temporary)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     if final.exists():  # a rerun after a fallback to an older one: same step, same bits, or a damaged one
         shutil.rmtree(final)
     temporary.rename(final)

@@ -45,11 +45,13 @@ MIDDLE = (
     "pipeline.samplers",
     "pipeline.metrics",
     "pipeline.data",
+    "pipeline.disk",
 )
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "pipeline.config": (),
     "pipeline.comm": (),
     "pipeline.streams": (),
+    "pipeline.disk": (),
     "pipeline.data.batches": ("pipeline.comm", "pipeline.streams"),
     "pipeline.models": MODELS,
     "pipeline.samplers": (*MODELS, "pipeline.samplers"),

@@ -152,7 +152,7 @@ def test_a_checkpoint_holds_no_pickle(undisturbed):
 def test_other_settings_or_other_data_are_refused_by_name(undisturbed):
     other = dataclasses.replace(CONFIG, seed=7)
     with pytest.raises(ValueError, match="seed is 0 there and 7 here"):
-        next(train(lambda: objective(other), other, undisturbed, Comm(), StopRequest(), META))
+        next(train(lambda _: objective(other), other, undisturbed, Comm(), StopRequest(), META))
     with pytest.raises(ValueError, match="other data"):
         next(train(objective, CONFIG, undisturbed, Comm(), StopRequest(), {"data": "another hash"}))
 
@@ -160,7 +160,7 @@ def test_other_settings_or_other_data_are_refused_by_name(undisturbed):
 def test_a_run_that_diverges_stops_by_name_and_leaves_the_last_checkpoint(tmp_path):
     built: list[BeamObjective] = []
 
-    def poisoned() -> BeamObjective:
+    def poisoned(_: RunConfig) -> BeamObjective:
         built.append(objective())
         return built[0]
 
