@@ -203,7 +203,7 @@ HISTORY
 
 # --- Ray on two nodes -----------------------------------------------------------------------------------------------------
 
-small=(--quick --set schedules.likelihood.updates=700 --set schedules.adversarial.updates=300 --set checkpoint.every_updates=50)
+small=(--quick --set schedules.likelihood.updates=400 --set schedules.adversarial.updates=200 --set checkpoint.every_updates=50)
 job() { "$python" -W ignore -m jobs.celeba_train --runs "$work/runs" --cache "$work/cache" "$@"; }
 at_update() { # NUMBER FOLDER: the run has come that far
   [ -e "$2/metrics.jsonl" ] && [ "$(tail -n 1 "$2/metrics.jsonl" | grep -o '"step": [0-9]*' | grep -o '[0-9]*')" -ge "$1" ]
@@ -242,12 +242,12 @@ NODES
   say "update $(updates): SIGKILL to all of node beam-b"
   # shellcheck disable=SC2046 # one number a word
   kill -KILL $(ip netns pids beam-b)
-  until_true 300 dead_or at_update 350 "$folder/beam" || true
+  until_true 300 dead_or at_update 250 "$folder/beam" || true
   say "update $(updates): node beam-b is cut off for 60 s"
   ip link set beam-b down
   sleep 60
   ip link set beam-b up
-  until_true 400 dead_or at_update 750 "$folder/beam" || true
+  until_true 400 dead_or at_update 450 "$folder/beam" || true
   say "update $(updates): PostgreSQL is stopped for 20 s"
   sql -m fast stop
   sleep 20
@@ -256,7 +256,7 @@ NODES
   check "the run ended well: a node killed, one cut off for 60 s, the database away for 20 s" finished
   check "its bits are the undisturbed run's" same_bits "$work/runs/undisturbed/beam" "$folder/beam"
   check "its metrics are in MLflow, complete and in order" history "$folder/beam"
-  check "the model is found by name and alias and draws" look_up "$(model_of "$folder")"
+  check "its model is found by name and alias and draws" look_up "$(model_of "$folder")"
 }
 model_of() { "$python" -c "import json, sys; print(json.load(open(sys.argv[1] + '/summary.json'))['model']['name'])" "$1"; }
 
