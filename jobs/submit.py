@@ -67,6 +67,15 @@ def connect(address: str) -> "Client":
         raise AddressError(f"{address} is no job server of Ray: {str(error).splitlines()[0]}") from None
 
 
+def _token_place() -> str:
+    """Where this process has its token from, in words."""
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return "the token in RAY_AUTH_TOKEN"
+    if place := os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return f"the token in {place} (RAY_AUTH_TOKEN_PATH)"
+    return "a command without RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+
+
 def submit(client: "Client", name: str, module: str, arguments: Sequence[str], folder: Path, env: Sequence[str]) -> str:
     """Send `python -m module arguments` with the code of `folder`, or find the running job of this command; its id.
 
@@ -133,8 +142,7 @@ def follow(follower: "Follower", address: str, ask: Callable[[], str | None]) ->
                 if answer is None:
                     break
                 if answer.strip().lower() in ("y", "yes"):
-                    follower.client.stop_job(follower.job)
-                    print("asked it to stop; it writes a checkpoint first", file=sys.stderr, flush=True)
+                    print(_stopping(follower), file=sys.stderr, flush=True)
                 else:
                     print("it goes on", file=sys.stderr, flush=True)
     except KeyboardInterrupt:
@@ -143,6 +151,14 @@ def follow(follower: "Follower", address: str, ask: Callable[[], str | None]) ->
         print(f"error: {error}", file=sys.stderr)
     print(f"\njob {follower.job} goes on without this terminal; {again}", file=sys.stderr, flush=True)
     return DETACHED
+
+
+def _stopping(follower: "Follower") -> str:
+    try:
+        follower.client.stop_job(follower.job)
+    except (OSError, RuntimeError) as error:
+        return f"it could not be asked to stop ({type(error).__name__}); once more with Ctrl-C"
+    return "asked it to stop; it writes a checkpoint first"
 
 
 def ask_to_stop() -> str | None:
