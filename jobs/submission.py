@@ -16,7 +16,7 @@ SHARED_RUNS, SHARED_CACHE = "/shared/runs", "/shared/cache"
 CODE = ("pipeline", "jobs", "data_prep", "pyproject.toml")
 EXCLUDES = ("/*", "!/.", *(f"!/{name}" for name in CODE), "__pycache__", "*.egg-info")
 """For Ray's upload, as in .gitignore: only the code travels; whatever else lies in the folder (data, runs) stays here."""
-WITH_FOLDERS = ("jobs.celeba_train", "jobs.tune", "jobs.train", "jobs.stack")
+WITH_FOLDERS = ("jobs.celeba_train", "jobs.cluster_check", "jobs.tune", "jobs.train", "jobs.stack")
 """Jobs with `--runs` and `--cache`."""
 PATHS = ("--runs", "--cache", "--celeba", "--data", "--mnist", "--pixels", "--out")
 STOP_SECONDS = 120
