@@ -129,7 +129,7 @@ def clean(wanted: Wanted) -> None:
 
 
 def now() -> float:
-    """This machine's clock, in seconds."""
+    """Seconds since 1970 by the clock of the machine that is asked."""
     return time.time()
 
 

@@ -54,12 +54,17 @@ def free_ports(count: int) -> list[int]:
             probe.close()
 
 
-def start_node(arguments: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
-    """A node in the foreground of a process group of its own."""
+def start_node(
+    arguments: list[str], environment: dict[str, str], log: Path, hidden: Path | None = None
+) -> subprocess.Popen[bytes]:
+    """A node in the foreground of a process group of its own; it sees an empty disk of its own at `hidden` (needs root)."""
     ray = str(Path(sys.executable).parent / "ray")
     agent, grpc = free_ports(2)
     command = [ray, "start", "--block", f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={grpc}"]
     command += ["--object-store-memory=134217728", *arguments]
+    if hidden:
+        script = 'mount -t tmpfs none "$0" && exec "$@"'
+        command = ["unshare", "--mount", "sh", "-c", script, str(hidden), *command]
     with log.open("ab") as file:
         return subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
 
@@ -75,8 +80,8 @@ def end_node(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def ray_head(num_cpus: int = 2, more_nodes: int = 0) -> Iterator[Head]:
-    """A cluster of a head and `more_nodes` others, `num_cpus` logical CPUs each, until the block ends."""
+def ray_head(num_cpus: int = 2, more_nodes: int = 0, hidden: Path | None = None) -> Iterator[Head]:
+    """A cluster of a head and `more_nodes` others (see start_node), `num_cpus` logical CPUs each, until the block ends."""
     folder = Path(tempfile.mkdtemp(prefix="rh"))  # short: Ray makes sockets below it
     port, dashboard, client = free_ports(3)
     token = folder / "token"
@@ -104,7 +109,8 @@ def ray_head(num_cpus: int = 2, more_nodes: int = 0) -> Iterator[Head]:
         )
         wait_for(("127.0.0.1", dashboard), nodes[0], head.log)
         for _ in range(more_nodes):
-            nodes.append(start_node([f"--address={head.gcs}", f"--num-cpus={num_cpus}"], environment, head.log))
+            arguments = [f"--address={head.gcs}", f"--num-cpus={num_cpus}"]
+            nodes.append(start_node(arguments, environment, head.log, hidden))
         yield head
     finally:
         for node in reversed(nodes):
