@@ -113,7 +113,7 @@ def check_disk(facts: NodeFacts, images: int) -> list[Finding]:
     findings = []
     for place, free in facts.free.items():
         needed = RESERVE[place] + (images * BYTES_PER_IMAGE if place == "cache" else 0)
-        used = 1 - free / facts.total[place]
+        used = 1 - free / max(1, facts.total[place])
         found = f"{place}: {free / GIB:.1f} GiB free, {needed / GIB:.1f} needed"
         remedy = ""
         if free < needed:

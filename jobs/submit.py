@@ -7,6 +7,7 @@ Exit status: the job's own; 130 when it was stopped; 2 a user's error; 75 when t
 """
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -54,6 +55,8 @@ def connect(address: str) -> "Client":
 
     from jobs.follow import Client
 
+    for handler in logging.getLogger("ray").handlers:  # every ignored file, every upload
+        handler.setLevel(logging.ERROR)
     try:
         return Client(address.rstrip("/"))
     except AuthenticationError:

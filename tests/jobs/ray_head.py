@@ -108,8 +108,8 @@ def ray_head(num_cpus: int = 2, more_nodes: int = 0, hidden: Path | None = None)
             )
         )
         wait_for(("127.0.0.1", dashboard), nodes[0], head.log)
-        for _ in range(more_nodes):
-            arguments = [f"--address={head.gcs}", f"--num-cpus={num_cpus}"]
+        for number in range(more_nodes):  # a node removes a job's code from its folder when it has done its part
+            arguments = [f"--address={head.gcs}", f"--num-cpus={num_cpus}", f"--temp-dir={folder}/{number}"]
             nodes.append(start_node(arguments, environment, head.log, hidden))
         yield head
     finally:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from ray_head import ROOT, Head, ray_head
 
-from data_prep.synthetic_faces import write_synthetic_faces
+from data_prep.synthetic_faces import draw_dataset
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -36,13 +36,15 @@ def lines(output: str, check: str) -> list[str]:
     return re.findall(rf"^(?:ok|FAILED) +{check} +\S+ .*$", output, re.MULTILINE)
 
 
-@pytest.mark.skipif(os.name != "posix" or not can_mount(), reason="no right to mount: a disk cannot be hidden from a node")
+@pytest.mark.skipif(
+    os.name != "posix" or not can_mount(), reason="no right to mount: a disk cannot be hidden from a node"
+)
 def test_two_nodes(tmp_path: Path) -> None:
     """All is well; then a folder of one node alone, photographs that only one has, too many workers, no MLflow."""
     shared, alone = tmp_path / "shared", tmp_path / "alone"
     shared.mkdir()
     alone.mkdir()
-    write_synthetic_faces(shared / "faces", 6, seed=0)
+    draw_dataset(shared / "faces", 11, seed=0)
     with ray_head(more_nodes=1, hidden=alone) as head:
         places = ["--runs", str(shared / "runs"), "--cache", str(shared / "cache")]
         end = time.monotonic() + 60
@@ -52,10 +54,10 @@ def test_two_nodes(tmp_path: Path) -> None:
         assert good.returncode == 0, good.stdout + good.stderr
         for name, count in {"versions": 2, "GPUs": 2, "storage runs": 2, "data": 2, "clock": 2, "MLflow": 1}.items():
             assert len(lines(good.stdout, name)) == count, good.stdout
-        assert "6 photographs" in good.stdout and "sqlite:///" + str(shared / "runs") in good.stdout
+        assert "11 photographs" in good.stdout and "sqlite:///" + str(shared / "runs") in good.stdout
         assert [p.name for p in (shared / "cache").iterdir()] == [], "the check cleans up"
 
-        write_synthetic_faces(alone / "faces", 6, seed=0)
+        draw_dataset(alone / "faces", 11, seed=0)
         bad = check(
             head,
             *("--runs", str(alone), "--cache", "/proc/none", "--celeba", str(alone / "faces"), "--workers", "5"),
