@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -32,6 +33,8 @@ KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
 }
 """By kind: fields of config.json besides the common ones, and files."""
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+"""Types of numbers that a tensor of a package may have."""
 _COMMON = ("format_version", "kind", "dataset", "metrics", "files", "hash")
 
 Tensors = Mapping[str, dict[str, Tensor]]
@@ -69,7 +72,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise PackageError(f"there is no {CONFIG_NAME}: this is no packaged model") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:  # JSON's and Unicode's are ValueErrors
         raise PackageError(f"{CONFIG_NAME} cannot be read ({error})") from error
     version = config.get("format_version") if isinstance(config, dict) else None
     if version != FORMAT_VERSION:
@@ -103,7 +106,7 @@ def naming(folder: Path) -> Iterator[None]:
         yield
     except PackageError as error:
         raise PackageError(f"model in {folder}: {error}") from error.__cause__
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError, SafetensorError) as error:
         raise PackageError(f"model in {folder}: a field is missing or wrong ({error}); package it again") from error
 
 
@@ -121,6 +124,10 @@ def check_shapes(file: str, tensors: Mapping[str, Tensor], shapes: Mapping[str, 
         found = tuple(tensors[name].shape) if name in tensors else None
         if found != shape:
             raise PackageError(f"{name} of {file} has shape {found}, its settings say {shape}")
+        if tensors[name].dtype not in FLOATS:
+            raise PackageError(
+                f"{name} of {file} is {tensors[name].dtype}: it must be one of {', '.join(map(str, FLOATS))}"
+            )
 
 
 def refuse_unknown(where: str, found: Mapping[str, Any], known: tuple[str, ...]) -> None:
