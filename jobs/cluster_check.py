@@ -128,9 +128,9 @@ def _name(node: Mapping[str, Any], nodes: list[dict[str, Any]]) -> str:
 
 def _ray_folder() -> str:
     """Ray's temporary folder; the same path on all nodes of a usual cluster."""
-    from ray._private.worker import global_worker
+    import ray
 
-    return str(global_worker.node.get_temp_dir_path())
+    return str(ray.get_runtime_context().get_temp_dir())
 
 
 def _mlflow() -> Finding:

@@ -97,7 +97,7 @@ def submit(client: "Client", name: str, module: str, arguments: Sequence[str], f
         if names_this_machine(value):
             print(f"warning: {variable}={value} names the cluster's head there, not this machine", flush=True)
     tags = environment_tags()
-    commit = {key: tags[key] for key in ("mlflow.source.git.commit", "git.dirty") if key in tags}
+    commit: dict[str, str] = {k: tags[k] for k in ("mlflow.source.git.commit", "git.dirty") if k in tags}
     told = {
         "BEAM_GIT_COMMIT": commit.get("mlflow.source.git.commit", ""),
         "BEAM_GIT_DIRTY": commit.get("git.dirty", ""),
