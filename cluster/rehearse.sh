@@ -157,7 +157,7 @@ look_up() { # MODEL: by name and alias, in a process of its own
   "$python" - "$1" <<'LOOK'
 import sys
 import mlflow
-images = mlflow.pyfunc.load_model(f"models:/{sys.argv[1]}@champion").predict(None, params={"n": 2})
+images = mlflow.pyfunc.load_model(f"models:/{sys.argv[1]}@champion").predict(None, params={"n_samples": 2})
 assert images.shape[0] == 2 and images.dtype == "uint8", (images.shape, images.dtype)
 LOOK
 }
@@ -206,7 +206,9 @@ HISTORY
 small=(--quick --set schedules.likelihood.updates=400 --set schedules.adversarial.updates=200 --set checkpoint.every_updates=50)
 job() { "$python" -W ignore -m jobs.celeba_train --runs "$work/runs" --cache "$work/cache" "$@"; }
 at_update() { # NUMBER FOLDER: the run has come that far
-  [ -e "$2/metrics.jsonl" ] && [ "$(tail -n 1 "$2/metrics.jsonl" | grep -o '"step": [0-9]*' | grep -o '[0-9]*')" -ge "$1" ]
+  local step
+  step=$(tail -n 1 "$2/metrics.jsonl" 2>/dev/null | grep -o '"step": [0-9]*' | grep -o '[0-9]*') || return 1
+  [ "$step" -ge "$1" ]
 }
 dead_or() { ! kill -0 "$driver" 2>/dev/null || "$@"; } # do not wait for what cannot come
 updates() { tail -n 1 "$work/runs/two-nodes/beam/metrics.jsonl" 2>/dev/null | grep -o '"step": [0-9]*' || echo none; }
