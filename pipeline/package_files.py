@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -69,7 +70,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise PackageError(f"there is no {CONFIG_NAME}: this is no packaged model") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:  # JSON's and Unicode's are ValueErrors
         raise PackageError(f"{CONFIG_NAME} cannot be read ({error})") from error
     version = config.get("format_version") if isinstance(config, dict) else None
     if version != FORMAT_VERSION:
@@ -103,7 +104,7 @@ def naming(folder: Path) -> Iterator[None]:
         yield
     except PackageError as error:
         raise PackageError(f"model in {folder}: {error}") from error.__cause__
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError, SafetensorError) as error:
         raise PackageError(f"model in {folder}: a field is missing or wrong ({error}); package it again") from error
 
 
