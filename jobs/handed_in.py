@@ -1,6 +1,7 @@
 """What a user names on a command line for a trained model: photographs, rows of points, cells and units, results as files."""
 
 import os
+import tokenize
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from pipeline.model_inputs import CELLS
 PHOTOGRAPHS = (".jpg", ".jpeg", ".png")
 ROWS = (".npy", ".csv")
 MAX_PHOTOGRAPHS = 100
+# What a damaged header of a .npy file is known to raise: numpy parses it as Python's literals.
+_HEADER_ERRORS = (SyntaxError, TypeError, OverflowError, RecursionError, tokenize.TokenError)
 _ALIGNED = (178, 218)  # pixels of a photograph of CelebA
 _GRID = np.arange(CELLS * CELLS).reshape(CELLS, CELLS)
 _HALVES = {"top": _GRID[:2], "bottom": _GRID[2:], "left": _GRID[:, :2], "right": _GRID[:, 2:]}
@@ -72,7 +75,7 @@ def read_rows(file: Path) -> np.ndarray:
                 raise ValueError("it is an archive of arrays: give one array")
             return np.array(found)
         return np.loadtxt(file, delimiter=",", ndmin=2, dtype=np.float64)
-    except (ValueError, SyntaxError, TypeError, OverflowError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, *_HEADER_ERRORS) as error:
         raise ValueError(f"{file} cannot be read as rows of numbers ({error})") from error
 
 

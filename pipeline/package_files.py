@@ -33,6 +33,8 @@ KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
 }
 """By kind: fields of config.json besides the common ones, and files."""
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+"""Types of numbers that a tensor of a package may have."""
 _COMMON = ("format_version", "kind", "dataset", "metrics", "files", "hash")
 
 Tensors = Mapping[str, dict[str, Tensor]]
@@ -122,6 +124,8 @@ def check_shapes(file: str, tensors: Mapping[str, Tensor], shapes: Mapping[str, 
         found = tuple(tensors[name].shape) if name in tensors else None
         if found != shape:
             raise PackageError(f"{name} of {file} has shape {found}, its settings say {shape}")
+        if tensors[name].dtype not in FLOATS:
+            raise PackageError(f"{name} of {file} is {tensors[name].dtype}: it must be one of {', '.join(map(str, FLOATS))}")
 
 
 def refuse_unknown(where: str, found: Mapping[str, Any], known: tuple[str, ...]) -> None:

@@ -20,6 +20,7 @@ import math
 import os
 import re
 import tarfile
+import tokenize
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -218,6 +219,8 @@ def read_manifest(directory: str | Path) -> Manifest:
     path = Path(directory) / MANIFEST_NAME
     try:
         values = json.loads(path.read_bytes())
+        if not isinstance(values, dict):
+            raise ShardError(f"it holds no JSON object; {_REPAIR}")
         recorded = values.pop("hash", None)
         manifest = Manifest.from_dict(values)
     except FileNotFoundError:
@@ -305,7 +308,10 @@ def _read_block(data: bytes) -> np.ndarray:
     file = io.BytesIO(data)
     if np.lib.format.read_magic(file) != (1, 0):
         raise ValueError("a block of another version of .npy")
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    try:
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    except (SyntaxError, TypeError, RecursionError, tokenize.TokenError) as error:  # numpy parses it as Python's literals
+        raise ValueError(f"a block's header is damaged ({error})") from error
     if dtype.hasobject or fortran or math.prod(shape) * dtype.itemsize != len(data) - file.tell():
         raise ValueError(f"a block says it has {dtype} {list(shape)} and has {len(data) - file.tell()} bytes")
     return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape).copy()

@@ -97,7 +97,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except CheckpointError:
         raise
     except (OSError, KeyError, ValueError, RecursionError, SafetensorError) as error:  # JSON's and Unicode's are ValueErrors
-        raise CheckpointError(f"checkpoint {path} is incomplete or unreadable ({error!r})") from error
+        raise CheckpointError(f"checkpoint {path} is incomplete or unreadable ({type(error).__name__}: {error})") from error
 
 
 def _sha256(path: Path) -> str:

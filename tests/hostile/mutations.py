@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-_PROFILES = {"default": 25, "long": 3000}
+_PROFILES = {"default": 25, "long": 600}
 EXAMPLES = _PROFILES[os.environ.get("HYPOTHESIS_PROFILE", "default")]
 """Examples per test; `HYPOTHESIS_PROFILE=long` for many, and other ones at each run."""
 
