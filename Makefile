@@ -39,7 +39,7 @@ FACES ?=
 TESTS ?= tests
 CASES ?=
 
-.PHONY: help setup celeba-train cluster-check sweep paper report sample generate test test-slow bench bench-startup bench-stages bench-scaling lint types clean
+.PHONY: help setup celeba-train cluster-check sweep paper report sample generate test test-slow bench bench-startup bench-stages bench-scaling lint types audit clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -112,6 +112,9 @@ lint: $(READY) ## ruff
 
 types: $(READY) ## mypy
 	$(PY) -m mypy
+
+audit: $(READY) ## known flaws of the pinned packages (pip-audit); needs the advisory service
+	$(PY) -m pip_audit --progress-spinner off --disable-pip --no-deps -r constraints.txt
 
 clean: ## remove .venv and tool caches; runs, cache and MLflow's store stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info

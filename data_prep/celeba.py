@@ -48,7 +48,16 @@ FILTER = (
     "bilinear"  # Pillow's: a triangle as wide as the reduction, so it antialiases; torchvision's Resize is the same
 )
 # What reading one member of a zip, and what decoding one file, is known to raise when the file is damaged.
-_READ_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, OSError, ValueError, struct.error)
+_READ_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    RuntimeError,
+    OSError,
+    ValueError,
+    struct.error,
+)
 _DECODE_ERRORS = (
     OSError,
     SyntaxError,
@@ -236,7 +245,9 @@ def _read_partition(path: Path) -> dict[str, int]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8 ({error.reason} at byte {error.start}); fetch it again") from error
+        raise ValueError(
+            f"{path} is no text in UTF-8 ({error.reason} at byte {error.start}); fetch it again"
+        ) from error
     for number, line in enumerate(text.splitlines(), start=1):
         fields = line.replace(",", " ").split()
         if not fields or (number == 1 and fields == ["image_id", "partition"]):

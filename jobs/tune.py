@@ -104,9 +104,7 @@ def refuse_another_sweep(folder: Path, definition: Mapping[str, Any]) -> None:
         # settings that came up since have their defaults
         theirs["config"] = RunConfig.from_dict(theirs["config"]).to_dict()
     except (OSError, ValueError, RecursionError, TypeError, KeyError) as error:
-        raise ConfigError(
-            f"{file} cannot be read ({error}); choose another --name, or delete that folder"
-        ) from error
+        raise ConfigError(f"{file} cannot be read ({error}); choose another --name, or delete that folder") from error
     different = [key for key in definition if definition[key] != theirs.get(key)]
     if different:
         raise ConfigError(

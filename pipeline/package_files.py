@@ -125,7 +125,9 @@ def check_shapes(file: str, tensors: Mapping[str, Tensor], shapes: Mapping[str, 
         if found != shape:
             raise PackageError(f"{name} of {file} has shape {found}, its settings say {shape}")
         if tensors[name].dtype not in FLOATS:
-            raise PackageError(f"{name} of {file} is {tensors[name].dtype}: it must be one of {', '.join(map(str, FLOATS))}")
+            raise PackageError(
+                f"{name} of {file} is {tensors[name].dtype}: it must be one of {', '.join(map(str, FLOATS))}"
+            )
 
 
 def refuse_unknown(where: str, found: Mapping[str, Any], known: tuple[str, ...]) -> None:

@@ -310,7 +310,12 @@ def _read_block(data: bytes) -> np.ndarray:
         raise ValueError("a block of another version of .npy")
     try:
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-    except (SyntaxError, TypeError, RecursionError, tokenize.TokenError) as error:  # numpy parses it as Python's literals
+    except (
+        SyntaxError,
+        TypeError,
+        RecursionError,
+        tokenize.TokenError,
+    ) as error:  # numpy parses it as Python's literals
         raise ValueError(f"a block's header is damaged ({error})") from error
     if dtype.hasobject or fortran or math.prod(shape) * dtype.itemsize != len(data) - file.tell():
         raise ValueError(f"a block says it has {dtype} {list(shape)} and has {len(data) - file.tell()} bytes")

@@ -96,8 +96,16 @@ def load_checkpoint(path: Path) -> Checkpoint:
         return Checkpoint(path, meta["step"], load_file(path / "state.safetensors"), meta)
     except CheckpointError:
         raise
-    except (OSError, KeyError, ValueError, RecursionError, SafetensorError) as error:  # JSON's and Unicode's are ValueErrors
-        raise CheckpointError(f"checkpoint {path} is incomplete or unreadable ({type(error).__name__}: {error})") from error
+    except (
+        OSError,
+        KeyError,
+        ValueError,
+        RecursionError,
+        SafetensorError,
+    ) as error:  # JSON's and Unicode's are ValueErrors
+        raise CheckpointError(
+            f"checkpoint {path} is incomplete or unreadable ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _sha256(path: Path) -> str:

@@ -38,7 +38,9 @@ def named() -> Named:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Examples and distinct errors by reader."""
     for reader, count in sorted(_examples.items()):
-        terminalreporter.write_line(f"fuzzed {reader}: {count} examples, {len(_errors.get(reader, ()))} distinct errors")
+        terminalreporter.write_line(
+            f"fuzzed {reader}: {count} examples, {len(_errors.get(reader, ()))} distinct errors"
+        )
 
 
 @pytest.fixture(scope="session")

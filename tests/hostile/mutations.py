@@ -64,17 +64,18 @@ def _places(value: Any) -> list[tuple[Any, Any]]:
 def altered(draw: st.DrawFn, valid: Any) -> Any:
     """`valid` with one or two of its values replaced, removed, or with a key that nobody knows beside them."""
     document = copy.deepcopy(valid)
+    strange = st.sampled_from(STRANGE).map(copy.deepcopy)  # never one of them inside itself
     for _ in range(draw(st.integers(1, 2))):
         if not (places := _places(document)):
             break
         holder, key = draw(st.sampled_from(places))
         how = draw(st.sampled_from(["replace", "replace", "replace", "remove", "add"]))
         if how == "replace":
-            holder[key] = draw(st.sampled_from(STRANGE) | st.integers() | st.floats() | st.text(max_size=8))
+            holder[key] = draw(strange | st.integers() | st.floats() | st.text(max_size=8))
         elif how == "remove":
             del holder[key]
         elif isinstance(holder, dict):
-            holder[draw(st.text(max_size=8))] = draw(st.sampled_from(STRANGE))
+            holder[draw(st.text(max_size=8))] = draw(strange)
         else:
-            holder.append(draw(st.sampled_from(STRANGE)))
+            holder.append(draw(strange))
     return document

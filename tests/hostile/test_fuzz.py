@@ -179,7 +179,11 @@ def test_shards(folder: Path, named: Any, data: st.DataObject) -> None:
 
 
 @fuzz
-@given(damaged(b"\x93NUMPY\x01\x00v\x00" + b"{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }" + b" " * 58 + b"\n"))
+@given(
+    damaged(
+        b"\x93NUMPY\x01\x00v\x00" + b"{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }" + b" " * 58 + b"\n"
+    )
+)
 def test_handed_in_rows(folder: Path, named: Any, data: bytes) -> None:
     (folder / "rows.npy").write_bytes(data + bytes(24))
     with named("rows as .npy", ValueError, "rows.npy"):
@@ -212,8 +216,12 @@ def test_configs(named: Any, values: Any) -> None:
 
 @fuzz
 @given(
-    st.sampled_from(["seed", "critic.num_neighbors", "model.initial_std", "schedules.likelihood", "name", "x.y", "", "."]),
-    st.text(max_size=20) | st.sampled_from([text.decode(errors="replace") for text in NOT_JSON]) | st.floats().map(repr),
+    st.sampled_from(
+        ["seed", "critic.num_neighbors", "model.initial_std", "schedules.likelihood", "name", "x.y", "", "."]
+    ),
+    st.text(max_size=20)
+    | st.sampled_from([text.decode(errors="replace") for text in NOT_JSON])
+    | st.floats().map(repr),
 )
 def test_overrides(named: Any, key: str, value: str) -> None:
     with named("overrides", ConfigError, ""):
@@ -235,7 +243,9 @@ def test_packages(folder: Path, small_beam: PackagedBeam, named: Any, data: st.D
         config.pop("hash", None)
         config["hash"] = canonical_hash(config)
     text = json.dumps(config).encode()
-    (folder / "config.json").write_bytes(data.draw(st.just(text) | st.just(text) | damaged(text) | st.sampled_from(NOT_JSON)))
+    (folder / "config.json").write_bytes(
+        data.draw(st.just(text) | st.just(text) | damaged(text) | st.sampled_from(NOT_JSON))
+    )
     with named("packaged models", PackageError, str(folder)):
         load_package(folder)
 
@@ -275,7 +285,9 @@ def test_files_of_runs(folder: Path, named: Any, data: st.DataObject) -> None:
             ("mlflow_run_id", {}),
         ):
             text = json.dumps(data.draw(st.just(valid) | altered(valid))).encode()
-            (place / name).write_bytes(data.draw(st.just(text) | st.just(text) | damaged(text) | st.sampled_from(NOT_JSON)))
+            (place / name).write_bytes(
+                data.draw(st.just(text) | st.just(text) | damaged(text) | st.sampled_from(NOT_JSON))
+            )
     with named("files of runs", ReportError, ""):
         found = find_run("one", folder / "runs")
         for training in found.parts.values():
