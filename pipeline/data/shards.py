@@ -108,7 +108,8 @@ class Manifest:
                 # nothing is compressed, so that a promise of rows beyond the bytes is false: no memory is taken for it
                 if shard.rows * row_bytes > shard.bytes:
                     raise ShardError(
-                        f"shard {shard.name!r} of {shard.bytes} bytes cannot hold {shard.rows} rows of {row_bytes} bytes; {_REPAIR}"
+                        f"shard {shard.name!r} of {shard.bytes} bytes cannot hold {shard.rows} rows of {row_bytes} bytes; "
+                        f"{_REPAIR}"
                     )
                 if Path(shard.name).name != shard.name:
                     raise ShardError(f"shard name {shard.name!r} in the manifest is not a plain file name")
@@ -317,7 +318,9 @@ def _read_block(data: bytes) -> np.ndarray:
         tokenize.TokenError,
     ) as error:  # numpy parses it as Python's literals
         raise ValueError(f"a block's header is damaged ({error})") from error
-    if dtype.hasobject or fortran or math.prod(shape) * dtype.itemsize != len(data) - file.tell():
+    if dtype.hasobject:
+        raise ValueError("Object arrays cannot be loaded: they are pickles")
+    if fortran or math.prod(shape) * dtype.itemsize != len(data) - file.tell():
         raise ValueError(f"a block says it has {dtype} {list(shape)} and has {len(data) - file.tell()} bytes")
     return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape).copy()
 

@@ -18,7 +18,7 @@ Named = Callable[[str, type[Exception], str], AbstractContextManager[None]]
 
 @pytest.fixture(scope="session")
 def named() -> Named:
-    """`with named(reader, error, names):` what is read inside may succeed or raise `error` in one line that has `names`."""
+    """A context in which reading may succeed, or raise one kind of error in words that name the place."""
 
     @contextmanager
     def check(reader: str, error: type[Exception], names: str) -> Iterator[None]:

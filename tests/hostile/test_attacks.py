@@ -57,7 +57,7 @@ def jpeg_that_claims(width: int, height: int) -> bytes:
 @pytest.mark.parametrize(("width", "height"), TOO_MANY)
 @pytest.mark.parametrize("make", [png, jpeg_that_claims])
 def test_an_image_that_claims_to_be_huge_is_refused_before_it_is_decoded(make, width: int, height: int) -> None:
-    with pytest.raises(ValueError, match="pixels|pixel"):
+    with pytest.raises(ValueError, match="pixel"):
         crop_photograph(make(width, height))
 
 
@@ -149,7 +149,7 @@ def test_no_pickle_runs(tmp_path: Path) -> None:
         (folder / "other.tar").write_bytes(data)
         entry = type(found)("other.tar", 1, len(data), hashlib.sha256(data).hexdigest())
         write_manifest(folder, Manifest("points", "x", "0", {}, (3,), {"train": SplitEntry(1, (entry,))}))
-        with pytest.raises(ValueError, match="other.tar"):
+        with pytest.raises(ValueError, match=r"other\.tar"):
             load_split(folder, "train")
     assert not target.exists()
 
@@ -267,5 +267,5 @@ def test_two_runs_of_one_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize("content", [png(50_000, 50_000), b"", b"\xff\xd8\xff", bytes(100)])
 def test_photographs_that_users_hand_in(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "a face.png").write_bytes(content)
-    with pytest.raises(ValueError, match="a face.png"):
+    with pytest.raises(ValueError, match=r"a face\.png"):
         read_photographs([tmp_path / "a face.png"])
