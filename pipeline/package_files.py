@@ -78,7 +78,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     version = config.get("format_version") if isinstance(config, dict) else None
     if version != FORMAT_VERSION:
         raise PackageError(
-            f"format_version is {reprlib.repr(version)}; this program knows {FORMAT_VERSION}: use the version of the package that wrote it"
+            f"format_version is {reprlib.repr(version)}; this program knows {FORMAT_VERSION}: "
+            "use the version of the package that wrote it"
         )
     if (kind := config.get("kind")) not in list(KINDS):
         raise PackageError(f"kind is {reprlib.repr(kind)}; the known kinds are {', '.join(KINDS)}")

@@ -111,8 +111,8 @@ class Manifest:
                 # nothing is compressed, so that a promise of rows beyond the bytes is false: no memory is taken for it
                 if shard.rows * row_bytes > shard.bytes:
                     raise ShardError(
-                        f"shard {reprlib.repr(shard.name)} of {shard.bytes} bytes cannot hold {shard.rows} rows of {row_bytes} bytes; "
-                        f"{_REPAIR}"
+                        f"shard {reprlib.repr(shard.name)} of {shard.bytes} bytes cannot hold {shard.rows} rows of "
+                        f"{row_bytes} bytes; {_REPAIR}"
                     )
                 if Path(shard.name).name != shard.name:
                     raise ShardError(f"shard name {reprlib.repr(shard.name)} in the manifest is not a plain file name")
@@ -139,8 +139,8 @@ class Manifest:
         """
         if values.get("version") != MANIFEST_VERSION:
             raise ShardError(
-                f"manifest version {reprlib.repr(values.get('version'))} is unknown; this program reads version {MANIFEST_VERSION}:"
-                " run the prepare job again, or use the program that wrote it"
+                f"manifest version {reprlib.repr(values.get('version'))} is unknown; this program reads version "
+                f"{MANIFEST_VERSION}: run the prepare job again, or use the program that wrote it"
             )
         try:
             splits = {

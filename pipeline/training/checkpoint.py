@@ -87,7 +87,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
             raise CheckpointError(f"checkpoint {path}: meta.json is not what this program writes")
         if meta["format_version"] != FORMAT_VERSION:
             raise CheckpointError(
-                f"checkpoint {path} has format version {reprlib.repr(meta['format_version'])}; this program knows {FORMAT_VERSION}"
+                f"checkpoint {path} has format version {reprlib.repr(meta['format_version'])}; "
+                f"this program knows {FORMAT_VERSION}"
             )
         found = _sha256(path / "state.safetensors")
         if found != meta["sha256"]:
