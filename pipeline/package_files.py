@@ -12,6 +12,7 @@ give wrong pictures silently. What the tensors mean is in packaged.py.
 
 import contextlib
 import json
+import reprlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -77,10 +78,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     version = config.get("format_version") if isinstance(config, dict) else None
     if version != FORMAT_VERSION:
         raise PackageError(
-            f"format_version is {version!r}; this program knows {FORMAT_VERSION}: use the version of the package that wrote it"
+            f"format_version is {reprlib.repr(version)}; this program knows {FORMAT_VERSION}: "
+            "use the version of the package that wrote it"
         )
     if (kind := config.get("kind")) not in list(KINDS):
-        raise PackageError(f"kind is {kind!r}; the known kinds are {', '.join(KINDS)}")
+        raise PackageError(f"kind is {reprlib.repr(kind)}; the known kinds are {', '.join(KINDS)}")
     refuse_unknown(CONFIG_NAME, config, (*_COMMON, *KINDS[kind][0]))
     files = _files(config)
     refuse_unknown(f"{CONFIG_NAME}: files", config["files"], files)
@@ -107,7 +109,9 @@ def naming(folder: Path) -> Iterator[None]:
     except PackageError as error:
         raise PackageError(f"model in {folder}: {error}") from error.__cause__
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError, SafetensorError) as error:
-        raise PackageError(f"model in {folder}: a field is missing or wrong ({error}); package it again") from error
+        raise PackageError(
+            f"model in {folder}: a field is missing or wrong ({str(error)[:300]}); package it again"
+        ) from error
 
 
 def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], file: str) -> None:
@@ -133,7 +137,9 @@ def check_shapes(file: str, tensors: Mapping[str, Tensor], shapes: Mapping[str, 
 def refuse_unknown(where: str, found: Mapping[str, Any], known: tuple[str, ...]) -> None:
     """Raises PackageError on a key that is not known."""
     if unknown := sorted(set(found) - set(known)):
-        raise PackageError(f"{where} has {unknown[0]!r}, which this program does not know; it knows {', '.join(known)}")
+        raise PackageError(
+            f"{where} has {reprlib.repr(unknown[0])}, which this program does not know; it knows {', '.join(known)}"
+        )
 
 
 def _files(config: Mapping[str, Any]) -> tuple[str, ...]:

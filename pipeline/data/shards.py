@@ -19,6 +19,7 @@ import json
 import math
 import os
 import re
+import reprlib
 import tarfile
 import tokenize
 import uuid
@@ -95,7 +96,7 @@ class Manifest:
     def __post_init__(self) -> None:
         """Refuses an unknown kind, shard names that point out of their folder, and row counts that do not add up."""
         if self.kind not in DTYPES:
-            raise ShardError(f"manifest kind {self.kind!r} is unknown; the kinds are {', '.join(DTYPES)}")
+            raise ShardError(f"manifest kind {reprlib.repr(self.kind)} is unknown; the kinds are {', '.join(DTYPES)}")
         sizes = (*self.row_shape, *(n for s in self.splits.values() for n in (s.rows, *_numbers(s.shards))))
         if not self.row_shape or not all(type(size) is int and 0 <= size < 2**53 for size in sizes):
             raise ShardError(f"the manifest has a size that is no whole number from 0; {_REPAIR}")
@@ -103,18 +104,22 @@ class Manifest:
         for name, split in self.splits.items():
             moments = (*split.mean, *split.std)
             if not all(type(value) in (int, float) and math.isfinite(value) for value in moments):
-                raise ShardError(f"split {name!r} has a mean or deviation that is no finite number; {_REPAIR}")
+                raise ShardError(
+                    f"split {reprlib.repr(name)} has a mean or deviation that is no finite number; {_REPAIR}"
+                )
             for shard in split.shards:
                 # nothing is compressed, so that a promise of rows beyond the bytes is false: no memory is taken for it
                 if shard.rows * row_bytes > shard.bytes:
                     raise ShardError(
-                        f"shard {shard.name!r} of {shard.bytes} bytes cannot hold {shard.rows} rows of {row_bytes} bytes; "
-                        f"{_REPAIR}"
+                        f"shard {reprlib.repr(shard.name)} of {shard.bytes} bytes cannot hold {shard.rows} rows of "
+                        f"{row_bytes} bytes; {_REPAIR}"
                     )
                 if Path(shard.name).name != shard.name:
-                    raise ShardError(f"shard name {shard.name!r} in the manifest is not a plain file name")
+                    raise ShardError(f"shard name {reprlib.repr(shard.name)} in the manifest is not a plain file name")
             if (found := sum(shard.rows for shard in split.shards)) != split.rows:
-                raise ShardError(f"split {name!r} has {split.rows} rows, its shards have {found}; {_REPAIR}")
+                raise ShardError(
+                    f"split {reprlib.repr(name)} has {split.rows} rows, its shards have {found}; {_REPAIR}"
+                )
 
     @functools.cached_property
     def hash(self) -> str:
@@ -134,8 +139,8 @@ class Manifest:
         """
         if values.get("version") != MANIFEST_VERSION:
             raise ShardError(
-                f"manifest version {values.get('version')!r} is unknown; this program reads version {MANIFEST_VERSION}:"
-                " run the prepare job again, or use the program that wrote it"
+                f"manifest version {reprlib.repr(values.get('version'))} is unknown; this program reads version "
+                f"{MANIFEST_VERSION}: run the prepare job again, or use the program that wrote it"
             )
         try:
             splits = {
@@ -151,7 +156,7 @@ class Manifest:
             fields = {**values, "splits": splits, "problems": problems, "row_shape": tuple(values["row_shape"])}
             return cls(**fields)
         except (KeyError, TypeError, AttributeError, OverflowError) as error:
-            raise ShardError(f"the manifest has a missing or unknown field: {error}; {_REPAIR}") from error
+            raise ShardError(f"the manifest has a missing or unknown field: {str(error)[:200]}; {_REPAIR}") from error
 
 
 def _numbers(shards: Iterable[ShardEntry]) -> Iterator[int]:

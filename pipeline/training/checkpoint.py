@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import reprlib
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -86,7 +87,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
             raise CheckpointError(f"checkpoint {path}: meta.json is not what this program writes")
         if meta["format_version"] != FORMAT_VERSION:
             raise CheckpointError(
-                f"checkpoint {path} has format version {meta['format_version']}; this program knows {FORMAT_VERSION}"
+                f"checkpoint {path} has format version {reprlib.repr(meta['format_version'])}; "
+                f"this program knows {FORMAT_VERSION}"
             )
         found = _sha256(path / "state.safetensors")
         if found != meta["sha256"]:
@@ -104,7 +106,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         SafetensorError,
     ) as error:  # JSON's and Unicode's are ValueErrors
         raise CheckpointError(
-            f"checkpoint {path} is incomplete or unreadable ({type(error).__name__}: {error})"
+            f"checkpoint {path} is incomplete or unreadable ({type(error).__name__}: {str(error)[:300]})"
         ) from error
 
 
