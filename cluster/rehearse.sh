@@ -68,10 +68,15 @@ work=${REHEARSAL:-$(mktemp -d /tmp/beam-rh.XXXXXX)} # short: sockets below it
 mkdir -p "$work/logs" "$work/s"
 chmod 755 "$work" # the database's user looks into it
 
+no_job() { [ -z "$(SLURM_CONF=$work/slurm/slurm.conf timeout 5 squeue -h 2>/dev/null)" ]; }
 tear_down() {
   trap - EXIT
   say "taking everything down"
   local pid
+  if [ -e "$work/slurm/slurm.conf" ]; then # this Slurm alone; the steps of a job are in sessions of their own
+    SLURM_CONF=$work/slurm/slurm.conf scancel --full --signal=KILL --user=root 2>/dev/null || true
+    until_true 30 no_job || true
+  fi
   for pid in "${started[@]}"; do stop_group "$pid" TERM; done
   [ ! -e "$work/pg/postmaster.pid" ] || runuser -u postgres -- "$sql_bin/pg_ctl" -D "$work/pg" -m immediate stop >/dev/null || true
   sleep 2
@@ -265,8 +270,9 @@ model_of() { "$python" -c "import json, sys; print(json.load(open(sys.argv[1] + 
 # --- Slurm ----------------------------------------------------------------------------------------------------------------
 
 rehearse_slurm() {
-  local host
+  local host cpus
   host=$(hostname -s)
+  cpus=$(env -u OMP_NUM_THREADS nproc) # nproc takes that variable for the number
   say "Slurm $(slurmd -V | grep -o '[0-9.]*$') with one node, $host"
   umask 077
   secret >"$work/munge.key"
@@ -295,7 +301,7 @@ SelectType=select/cons_tres
 SlurmdParameters=config_overrides
 ReturnToService=2
 MinJobAge=600
-NodeName=$host NodeAddr=127.0.0.1 CPUs=$(nproc) State=UNKNOWN
+NodeName=$host NodeAddr=127.0.0.1 CPUs=$cpus State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 CONF
   export SLURM_CONF=$work/slurm/slurm.conf
@@ -307,7 +313,7 @@ CONF
   local job_id folder=$work/runs/slurm
   mkdir "$work/submitted" # where the batch script is sent from: a project's folder, without writing into this one
   ln -s "$project"/{jobs,pipeline,data_prep,pyproject.toml} "$work/submitted/"
-  job_id=$(cd "$work/submitted" && PY=$python sbatch --parsable --cpus-per-task="$(nproc)" --export=ALL \
+  job_id=$(cd "$work/submitted" && PY=$python sbatch --parsable --cpus-per-task="$cpus" --export=ALL \
     "$project/cluster/slurm/train.sbatch" "${small[@]}" --workers 2 --name slurm --runs "$work/runs" --cache "$work/cache")
   job_state() { scontrol show job "$job_id" | grep -o 'JobState=[A-Z]*' | cut -d= -f2; }
   in_state() { [[ " $1 " == *" $(job_state) "* ]]; }
