@@ -68,10 +68,15 @@ work=${REHEARSAL:-$(mktemp -d /tmp/beam-rh.XXXXXX)} # short: sockets below it
 mkdir -p "$work/logs" "$work/s"
 chmod 755 "$work" # the database's user looks into it
 
+no_job() { [ -z "$(SLURM_CONF=$work/slurm/slurm.conf timeout 5 squeue -h 2>/dev/null)" ]; }
 tear_down() {
   trap - EXIT
   say "taking everything down"
   local pid
+  if [ -e "$work/slurm/slurm.conf" ]; then # this Slurm alone; the steps of a job are in sessions of their own
+    SLURM_CONF=$work/slurm/slurm.conf scancel --full --signal=KILL --user=root 2>/dev/null || true
+    until_true 30 no_job || true
+  fi
   for pid in "${started[@]}"; do stop_group "$pid" TERM; done
   [ ! -e "$work/pg/postmaster.pid" ] || runuser -u postgres -- "$sql_bin/pg_ctl" -D "$work/pg" -m immediate stop >/dev/null || true
   sleep 2
@@ -157,7 +162,7 @@ look_up() { # MODEL: by name and alias, in a process of its own
   "$python" - "$1" <<'LOOK'
 import sys
 import mlflow
-images = mlflow.pyfunc.load_model(f"models:/{sys.argv[1]}@champion").predict(None, params={"n": 2})
+images = mlflow.pyfunc.load_model(f"models:/{sys.argv[1]}@champion").predict(None, params={"n_samples": 2})
 assert images.shape[0] == 2 and images.dtype == "uint8", (images.shape, images.dtype)
 LOOK
 }
@@ -203,10 +208,12 @@ HISTORY
 
 # --- Ray on two nodes -----------------------------------------------------------------------------------------------------
 
-small=(--quick --set schedules.likelihood.updates=700 --set schedules.adversarial.updates=300 --set checkpoint.every_updates=50)
+small=(--quick --set schedules.likelihood.updates=400 --set schedules.adversarial.updates=200 --set checkpoint.every_updates=50)
 job() { "$python" -W ignore -m jobs.celeba_train --runs "$work/runs" --cache "$work/cache" "$@"; }
 at_update() { # NUMBER FOLDER: the run has come that far
-  [ -e "$2/metrics.jsonl" ] && [ "$(tail -n 1 "$2/metrics.jsonl" | grep -o '"step": [0-9]*' | grep -o '[0-9]*')" -ge "$1" ]
+  local step
+  step=$(tail -n 1 "$2/metrics.jsonl" 2>/dev/null | grep -o '"step": [0-9]*' | grep -o '[0-9]*') || return 1
+  [ "$step" -ge "$1" ]
 }
 dead_or() { ! kill -0 "$driver" 2>/dev/null || "$@"; } # do not wait for what cannot come
 updates() { tail -n 1 "$work/runs/two-nodes/beam/metrics.jsonl" 2>/dev/null | grep -o '"step": [0-9]*' || echo none; }
@@ -242,12 +249,12 @@ NODES
   say "update $(updates): SIGKILL to all of node beam-b"
   # shellcheck disable=SC2046 # one number a word
   kill -KILL $(ip netns pids beam-b)
-  until_true 300 dead_or at_update 350 "$folder/beam" || true
+  until_true 300 dead_or at_update 250 "$folder/beam" || true
   say "update $(updates): node beam-b is cut off for 60 s"
   ip link set beam-b down
   sleep 60
   ip link set beam-b up
-  until_true 400 dead_or at_update 750 "$folder/beam" || true
+  until_true 400 dead_or at_update 450 "$folder/beam" || true
   say "update $(updates): PostgreSQL is stopped for 20 s"
   sql -m fast stop
   sleep 20
@@ -256,15 +263,16 @@ NODES
   check "the run ended well: a node killed, one cut off for 60 s, the database away for 20 s" finished
   check "its bits are the undisturbed run's" same_bits "$work/runs/undisturbed/beam" "$folder/beam"
   check "its metrics are in MLflow, complete and in order" history "$folder/beam"
-  check "the model is found by name and alias and draws" look_up "$(model_of "$folder")"
+  check "its model is found by name and alias and draws" look_up "$(model_of "$folder")"
 }
 model_of() { "$python" -c "import json, sys; print(json.load(open(sys.argv[1] + '/summary.json'))['model']['name'])" "$1"; }
 
 # --- Slurm ----------------------------------------------------------------------------------------------------------------
 
 rehearse_slurm() {
-  local host
+  local host cpus
   host=$(hostname -s)
+  cpus=$(env -u OMP_NUM_THREADS nproc) # nproc takes that variable for the number
   say "Slurm $(slurmd -V | grep -o '[0-9.]*$') with one node, $host"
   umask 077
   secret >"$work/munge.key"
@@ -293,7 +301,7 @@ SelectType=select/cons_tres
 SlurmdParameters=config_overrides
 ReturnToService=2
 MinJobAge=600
-NodeName=$host NodeAddr=127.0.0.1 CPUs=$(nproc) State=UNKNOWN
+NodeName=$host NodeAddr=127.0.0.1 CPUs=$cpus State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 CONF
   export SLURM_CONF=$work/slurm/slurm.conf
@@ -305,7 +313,7 @@ CONF
   local job_id folder=$work/runs/slurm
   mkdir "$work/submitted" # where the batch script is sent from: a project's folder, without writing into this one
   ln -s "$project"/{jobs,pipeline,data_prep,pyproject.toml} "$work/submitted/"
-  job_id=$(cd "$work/submitted" && PY=$python sbatch --parsable --cpus-per-task="$(nproc)" --export=ALL \
+  job_id=$(cd "$work/submitted" && PY=$python sbatch --parsable --cpus-per-task="$cpus" --export=ALL \
     "$project/cluster/slurm/train.sbatch" "${small[@]}" --workers 2 --name slurm --runs "$work/runs" --cache "$work/cache")
   job_state() { scontrol show job "$job_id" | grep -o 'JobState=[A-Z]*' | cut -d= -f2; }
   in_state() { [[ " $1 " == *" $(job_state) "* ]]; }

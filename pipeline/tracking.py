@@ -128,7 +128,7 @@ class Tracker:
             client = MlflowClient(uri)
             run = _find_run(client, run_id) if run_id else None
             if run is None:
-                run = client.create_run(_experiment_id(client, uri, experiment), run_name=run_name)
+                run = client.create_run(experiment_id(client, uri, experiment), run_name=run_name)
             else:  # what began the run stays said of it: later code only adds what was not known
                 all_tags = {k: v for k, v in all_tags.items() if k not in run.data.tags}
             if run.info.status != "RUNNING":
@@ -308,7 +308,7 @@ def _find_run(client: MlflowClient, run_id: str) -> Run | None:
     return run
 
 
-def _experiment_id(client: MlflowClient, uri: str, name: str) -> str:
+def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
     """The experiment's id. With sqlite its artifacts lie beside the database: MLflow would put them where it is called."""
     found = client.get_experiment_by_name(name)
     if found is None:

@@ -43,7 +43,7 @@ def documents(path: Path) -> list[Document]:
 
 def pins() -> dict[str, str]:
     """Package -> version of constraints.txt."""
-    lines = (ROOT / "constraints.txt").read_text().split()
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     return {name.lower(): version for name, version in (line.split("==") for line in lines)}
 
 

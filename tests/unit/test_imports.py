@@ -13,6 +13,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "ray": ("jobs",),
     "mlflow": (
         "pipeline.tracking",
+        "pipeline.tracking_check",
         "pipeline.registry",
         "pipeline.versions",
         "pipeline.fetched",
