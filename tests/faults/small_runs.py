@@ -45,7 +45,7 @@ def small(updates: int = 20, rate: float = 0.01, every: int = 4) -> RunConfig:
     )
 
 
-def job_in(folder: Path, data: Path, data_hash: str, config: RunConfig, **extra: int) -> TrainJob:
+def job_in(folder: Path, data: Path, data_hash: str, config: RunConfig, **extra: int | None) -> TrainJob:
     return TrainJob(config.to_dict(), str(data), data_hash, str(folder), **extra)
 
 
