@@ -427,9 +427,14 @@ class DataConfig:
     divided by one number, the root mean square of the columns' standard deviations (both of the train split), so that a
     recipe works alike on data that are shifted or in another unit. Of models of rows; a packaged model gives rows back in the
     data's own units."""
+    max_skipped_share: float = 0.0
+    """Largest share of a split's rows that may be left out because they are damaged: a shard that is missing or not what its
+    manifest says, rows with values that are not finite. 0: the run stops at the first."""
 
     def __post_init__(self) -> None:
         _require(self.batch_size >= 1, "data.batch_size", self.batch_size, "at least 1")
+        share = self.max_skipped_share
+        _require(0 <= share < 1, "data.max_skipped_share", share, "at least 0 and below 1")
 
 
 @dataclass(frozen=True)

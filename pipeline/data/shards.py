@@ -259,9 +259,11 @@ def check_shard(directory: str | Path, entry: ShardEntry, verify: bool = True) -
 
 
 def iterate_blocks(
-    directory: str | Path, manifest: Manifest, entry: ShardEntry, start: int, stop: int, verify: bool
+    directory: str | Path, manifest: Manifest, entry: ShardEntry, start: int, stop: int, verify: bool, finite: bool = True
 ) -> Iterator[np.ndarray]:
     """Yields rows [start, stop) of one shard in order, in arrays of at most 256 rows; stops reading at `stop`.
+
+    With `finite` false, values that are not finite are for the caller to find.
 
     Raises:
         ShardError: the shard is missing, damaged, or does not hold the rows that the manifest promises.
@@ -281,7 +283,7 @@ def iterate_blocks(
                         f"shard {path}, block {member['fname']} holds {block.dtype} {list(block.shape)}, "
                         f"its manifest says {dtype} {list(expected)}; {_REPAIR}"
                     )
-                if block.dtype.kind == "f" and not np.isfinite(block).all():
+                if finite and block.dtype.kind == "f" and not np.isfinite(block).all():
                     raise ShardError(f"shard {path}, block {member['fname']} has values that are not finite; {_REPAIR}")
                 yield block[max(start - position, 0) : stop - position]
                 position += len(block)

@@ -77,11 +77,21 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], meta: d
 
 
 def load_latest(folder: Path) -> Checkpoint | None:
-    """The newest whole checkpoint in `folder`, or None. Damaged ones are named in a warning and passed over."""
-    for path in sorted(folder.glob("step_*"), reverse=True):
+    """The newest whole checkpoint in `folder`, None when there is none. Damaged ones are named in a warning and passed over.
+
+    Raises:
+        CheckpointError: there are some and none is whole; to start over, unasked, would throw away what they stand for.
+    """
+    paths = sorted(folder.glob("step_*"), reverse=True)
+    for path in paths:
         try:
             return load_checkpoint(path)
         except CheckpointError as error:
+            if path == paths[-1]:
+                raise CheckpointError(
+                    f"no checkpoint in {folder} can be used; the last looked at: {error}. Put a whole one back, or delete that "
+                    "folder to start over"
+                ) from error
             _log.warning("%s; going back to the checkpoint before it", error)
     return None
 

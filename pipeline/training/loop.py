@@ -25,6 +25,8 @@ from pipeline.disk import naming_a_full_disk
 from pipeline.training.checkpoint import Checkpoint, load_latest, save_checkpoint
 from pipeline.training.objective import NonFinite, Objective
 
+STOP_SECONDS = 5.0
+"""About how long a requested stop may go unnoticed when updates are slow; a preempted machine has 30 s."""
 _log = logging.getLogger(__name__)
 
 
@@ -45,7 +47,7 @@ class Progress(NamedTuple):
 
 
 class StopRequest:
-    """Set by Ctrl-C or SIGTERM; the loop looks at it every checkpoint.log_every_updates updates."""
+    """Set by Ctrl-C or SIGTERM; the loop looks at it every checkpoint.log_every_updates updates, or STOP_SECONDS."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -84,7 +86,7 @@ def train(
         config: of the run; a folder that holds another config's checkpoints is refused (ValueError).
         folder: the run's folder, seen by all workers; holds checkpoints/, samples/ and metrics.jsonl.
         comm: this worker's group.
-        stop: asked every checkpoint.log_every_updates updates; any worker's request stops all.
+        stop: asked every checkpoint.log_every_updates updates, more often when they are slow; any worker's request stops all.
         meta: further facts for the checkpoint's meta.json (data hash, versions).
         until: number of updates after which to end, evaluated and with a checkpoint; None: the run's own end.
 
@@ -135,6 +137,7 @@ def _train_until_it_diverges(
     switch = getattr(objective, "switch_step", objective.total_steps)
     end = objective.total_steps if until is None else min(until, objective.total_steps)
     last_time, last_step = time.perf_counter(), start
+    ask_at = start + 1  # of slow updates the first says how many fit into STOP_SECONDS
     if start == 0:
         metrics = _evaluate(objective, folder, 0, comm)
         _append_history(folder, 0, metrics, comm)
@@ -145,7 +148,12 @@ def _train_until_it_diverges(
         boundary = done in (switch, end)
         log = done % every.log_every_updates == 0 or boundary
         metrics = objective.step(step, measure=log)
-        stopping = log and comm.any(stop.requested)
+        stopping = (log or done == ask_at) and comm.any(stop.requested)
+        if done == switch:  # updates of the next phase may be slower
+            ask_at = done + 1
+        elif log or done == ask_at:
+            pace = (time.perf_counter() - last_time) / (done - last_step)
+            ask_at = done + comm.from_first(max(1, int(STOP_SECONDS / max(pace, 1e-6))))
         evaluate = boundary or done % evaluate_every == 0
         save = boundary or stopping or done % every.every_updates == 0
         if not (log or evaluate or save):
@@ -161,6 +169,7 @@ def _train_until_it_diverges(
             state = objective.state()
             if comm.is_first:
                 record = {**meta, "config": config.to_dict(), "stopped": stopping, "restarts": restarts}
+                record["total_steps"] = objective.total_steps
                 if done == switch < objective.total_steps:  # kept: what the phases are compared from
                     save_checkpoint(folder / "switch", done, state, record, 1)
                 path = save_checkpoint(folder / "checkpoints", done, state, record, every.keep)
@@ -177,6 +186,12 @@ def resume(objective: Objective, config: RunConfig, folder: Path, meta: dict[str
     if found is None:
         return 0
     refuse_another_run(folder, found, config, meta.get("data"))
+    mine, theirs = (m.get("skipped", {"rows": 0}) for m in (meta, found.meta))
+    if mine != theirs:
+        raise ValueError(
+            f"{folder} holds a run that left out {theirs['rows']} damaged rows; now {mine['rows']} (or others) are left out. "
+            "Give it the data that it had, choose another --name, or delete that folder to start over"
+        )
     objective.load_state(found.tensors)
     return found.step
 

@@ -76,7 +76,7 @@ def test_a_requested_stop_writes_a_checkpoint_and_goes_on_later(undisturbed, tmp
     stop = StopRequest()
     stop.requested = True
     rows = run(tmp_path, stop)
-    assert rows[-1].stopped and rows[-1].step == 2 and rows[-1].checkpoint is not None
+    assert rows[-1].stopped and rows[-1].step == 1 and rows[-1].checkpoint is not None
     assert load_checkpoint(rows[-1].checkpoint).meta["stopped"] is True
     run(tmp_path)
     assert_same_bits(final_state(tmp_path), final_state(undisturbed))
