@@ -259,7 +259,13 @@ def check_shard(directory: str | Path, entry: ShardEntry, verify: bool = True) -
 
 
 def iterate_blocks(
-    directory: str | Path, manifest: Manifest, entry: ShardEntry, start: int, stop: int, verify: bool, finite: bool = True
+    directory: str | Path,
+    manifest: Manifest,
+    entry: ShardEntry,
+    start: int,
+    stop: int,
+    verify: bool,
+    finite: bool = True,
 ) -> Iterator[np.ndarray]:
     """Yields rows [start, stop) of one shard in order, in arrays of at most 256 rows; stops reading at `stop`.
 

@@ -1,7 +1,7 @@
 """Checkpoints: the whole state of a run in safetensors plus JSON, whole or absent, never pickle.
 
 <folder>/step_00001200/state.safetensors    every tensor the remaining steps depend on
-<folder>/step_00001200/meta.json            step, config, sha256 of the tensors, versions
+<folder>/step_00001200/meta.json            step, config, sha256 of the tensors, versions, hash of all that
 
 A checkpoint is written beside its place and renamed into it. One whose hash does not fit is passed over, loudly, for the
 one before.
@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from pipeline.data.shards import canonical_hash
 from pipeline.disk import naming_a_full_disk
 
 FORMAT_VERSION = 1
@@ -56,6 +57,8 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], meta: d
     # bytes first: the library's own writer hides the system's error number
     content = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
     record = {**meta, "format_version": FORMAT_VERSION, "step": step, "sha256": hashlib.sha256(content).hexdigest()}
+    record = json.loads(json.dumps(record))
+    record["hash"] = canonical_hash(record)
     try:
         with naming_a_full_disk(final, len(content)):
             temporary.mkdir()
@@ -107,11 +110,15 @@ def load_checkpoint(path: Path) -> Checkpoint:
                 f"checkpoint {path} has format version {reprlib.repr(meta['format_version'])}; "
                 f"this program knows {FORMAT_VERSION}"
             )
+        # those of earlier programs have no hash of their own
+        if "hash" in meta and canonical_hash({k: v for k, v in meta.items() if k != "hash"}) != meta["hash"]:
+            raise CheckpointError(f"checkpoint {path} is damaged: meta.json is not what its hash says")
         found = _sha256(path / "state.safetensors")
         if found != meta["sha256"]:
             raise CheckpointError(
                 f"checkpoint {path} is damaged: sha256 is {found[:12]}, written was {meta['sha256'][:12]}"
             )
+        meta.pop("hash", None)
         return Checkpoint(path, meta["step"], load_file(path / "state.safetensors"), meta)
     except CheckpointError:
         raise

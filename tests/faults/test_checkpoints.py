@@ -1,4 +1,4 @@
-"""Damaged checkpoints: told by their hash, passed over loudly for the one before; without a whole one nothing is thrown away."""
+"""Damaged checkpoints: told by their hash, passed over loudly for the one before; with none whole, all stays."""
 
 import random
 import shutil
@@ -43,11 +43,11 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("number", range(3))
-@pytest.mark.parametrize("how", ["flip", "cut", "loss", "cut of meta", "loss of meta", "loss of all: empty"])
+@pytest.mark.parametrize("how", ["flip", "cut", "loss", "flip of meta", "cut of meta", "loss of meta", "empty"])
 def test_the_one_before_a_damaged_one_is_used_loudly(stopped, tmp_path, caplog, how, number):
     shutil.copytree(stopped / "run", tmp_path / "run")
     newest = tmp_path / "run" / "checkpoints" / "step_00000013"
-    damage(newest, "empty" if how.endswith("empty") else how, random.Random(number))
+    damage(newest, how, random.Random(number))
     with pytest.raises(CheckpointError, match="step_00000013"):
         load_checkpoint(newest)
     job = job_in(tmp_path / "run", stopped / "d", (stopped / "hash").read_text(), small(20))

@@ -29,7 +29,7 @@ def diverging(restarts: int, factor: float = 0.01) -> RunConfig:
 
 def test_a_run_that_diverges_stops_by_default(tmp_path: Path) -> None:
     data_hash = write_latents(tmp_path / "d").hash
-    with pytest.raises(NonFinite, match="is not finite .* at step 2[0-9] .it began on rank 0.: training has diverged"):
+    with pytest.raises(NonFinite, match=r"is not finite .* at step 2[0-9] .it began on rank 0.: training has diverged"):
         run_job(job_in(tmp_path / "run", tmp_path / "d", data_hash, diverging(0)))
     assert int(final(tmp_path / "run")["step"]) == 20
 

@@ -32,9 +32,7 @@ SEED = int(os.environ.get("FAULT_SEED", "0"))
 
 def moments(kills: int, updates: int, rng: random.Random) -> list[int]:
     """Updates after which to kill, in order: half of them in the first `updates`, half in the second."""
-    return sorted(
-        phase * updates + rng.randrange(2, updates - 60) for phase in (0, 1) for _ in range(kills // 2)
-    )
+    return sorted(phase * updates + rng.randrange(2, updates - 60) for phase in (0, 1) for _ in range(kills // 2))
 
 
 def _run_and_die(job: TrainJob, victim: int, after: int, delay: float) -> None:
