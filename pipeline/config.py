@@ -558,13 +558,14 @@ class RunConfig:
 
     def with_rates(self, factor: float) -> "RunConfig":
         """A copy with the learning rates of both phases multiplied by `factor`."""
-        phases = {
-            name: dataclasses.replace(
-                p, learning_rate=dataclasses.replace(p.learning_rate, initial=factor * p.learning_rate.initial)
-            )
-            for name, p in (("likelihood", self.schedules.likelihood), ("adversarial", self.schedules.adversarial))
-        }
-        return dataclasses.replace(self, schedules=dataclasses.replace(self.schedules, **phases))
+
+        def scaled(phase: Phase) -> Phase:
+            rule = phase.learning_rate
+            return dataclasses.replace(phase, learning_rate=dataclasses.replace(rule, initial=factor * rule.initial))
+
+        both = self.schedules
+        schedules = dataclasses.replace(both, likelihood=scaled(both.likelihood), adversarial=scaled(both.adversarial))
+        return dataclasses.replace(self, schedules=schedules)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-able dict; where a field may hold several dataclasses, `kind` names the one (not the nearest-neighbor
