@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from latents import write_latents
@@ -71,6 +72,34 @@ def test_a_checkpoint_within_the_grace_and_the_same_bits_at_the_end(workers: int
     assert_same_bits(final(tmp_path / "r"), final(tmp_path / "undisturbed"))
     ended = load_latest(tmp_path / "r" / "checkpoints")
     assert ended is not None and ended.meta["stopped"] is False
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_after_the_driver_was_killed_the_same_command_goes_on_alone(tmp_path: Path) -> None:
+    """SIGKILL to the command on two Ray workers, twice; the next command goes on at once, and no worker is left behind."""
+    write_latents(tmp_path / "d")
+    settings = [*SETTINGS, "checkpoint.every_updates=20", "schedules.likelihood.updates=1500"]
+    settings = [item for setting in settings for item in ("--set", setting)]
+    where = ["--data", str(tmp_path / "d"), "--runs", str(tmp_path), "--cache", str(tmp_path / "c")]
+    command = [sys.executable, "-m", "jobs.train", "celeba_beam", "--no-tracking", *where, *settings, "--name"]
+    for reached in (100, 300):
+        process = subprocess.Popen([*command, "r", "--workers", "2"], env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while not (history := read_history(tmp_path / "r")) or history[-1]["step"] < reached:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        workers = [
+            p for p in psutil.Process(process.pid).children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())
+        ]
+        process.kill()
+        process.wait()
+    assert len(workers) == 2
+    done = subprocess.run([*command, "r", "--local"], env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not [p for p in workers if p.is_running()], "workers of the killed command still train"
+    assert subprocess.run([*command, "u", "--local"], env=ENVIRONMENT, capture_output=True).returncode == 0
+    assert_same_bits(final(tmp_path / "r"), final(tmp_path / "u"))
 
 
 class Slow:
