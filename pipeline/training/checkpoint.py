@@ -71,12 +71,19 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], meta: d
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     if final.exists():  # a rerun after a fallback to an older one: same step, same bits, or a damaged one
-        shutil.rmtree(final)
+        _remove(final)
     temporary.rename(final)
     _sync(folder)
     for old in sorted(folder.glob("step_*"))[:-keep]:
-        shutil.rmtree(old)
+        _remove(old)
     return final
+
+
+def _remove(checkpoint: Path) -> None:
+    """Renamed first: killed amid it, no half checkpoint lies there under its name, and the next write cleans up."""
+    doomed = checkpoint.with_name(f".writing-removed-{checkpoint.name}")
+    checkpoint.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 def load_latest(folder: Path) -> Checkpoint | None:
