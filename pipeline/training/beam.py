@@ -213,7 +213,11 @@ class BeamObjective:
         kernel = self.sampler_config.kernel
         if kernel == "torch":
             return None
-        from pipeline.samplers.fused import FusedGibbs, can_fuse  # not at the top: triton takes time to import
+        from pipeline.samplers.fused import (
+            FusedGibbs,
+            can_fuse,
+            choose_parts,
+        )  # not at the top: triton takes time to import
 
         if not can_fuse(self.rbm, self.comm.device) or not isinstance(self.sampler, DrivenGibbs):
             raise ValueError(
@@ -224,8 +228,12 @@ class BeamObjective:
             return None
         first = sum(self.block_chains[: self.blocks[0]])
         precision = torch.float32 if kernel == "fused" else torch.bfloat16
+        parts = None
+        if precision == torch.bfloat16:
+            places = torch.cuda.get_device_properties(self.comm.device).multi_processor_count
+            parts = choose_parts(sum(rows), *self.rbm.weights.shape, places)
         seed = stream_seed(self.config.seed, "fused sweeps")
-        return FusedGibbs(self.rbm, self.sampler, sum(rows), first, seed, precision)
+        return FusedGibbs(self.rbm, self.sampler, sum(rows), first, seed, precision, parts=parts)
 
     def _sweep(self, step: int, couplings: Couplings) -> list[Tensor]:
         """Move this worker's chains; returns the visible states [m, V] of each block that enter the statistics."""
@@ -241,7 +249,7 @@ class BeamObjective:
         if len(which) > 1:
             moved = ChainState(*(torch.cat(columns) for columns in zip(*(self.chains[i] for i in which))))
         if self.fused is not None:
-            moved = self.fused.run(moved, random, couplings, step)
+            moved = self.fused.run(moved, random, step)
         else:
             moved = self.sampler.run(self.rbm, moved, random, couplings)
         for i, parts in zip(which, zip(*(column.split(rows) for column in moved))):
