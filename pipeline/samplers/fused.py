@@ -40,38 +40,11 @@ class Tile:
     stages: int
 
 
-@dataclass(frozen=True)
-class Parts:
-    """How `all_sweeps` deals the work: groups of particles, parts of the weights; sizes are padded to powers of two."""
-
-    groups: int
-    parts: int
-    visible: int
-    hidden: int
-
-
-GROUP = 16
-"""Particles of a group: the fewest rows of a matrix instruction."""
-_WARPS = 8
-_ON_CHIP = 160 * 1024
-"""Bytes for a program's weights, of the 227 KB of a multiprocessor of compute capability 9.0."""
-
-
 def choose_tile(num_rows: int, precision: torch.dtype) -> Tile:
-    """By measurement (benchmarks/gpu_tiles.py) at 1024-512."""
+    """The fastest at 1024-512 on an H100, of those in benchmarks/gpu_tiles.py."""
     if num_rows <= 1024:
-        return Tile(16, 32, 128, 4, 4) if precision == torch.bfloat16 else Tile(16, 32, 64, 4, 4)
-    return Tile(128, 128, 64, 8, 4) if precision == torch.bfloat16 else Tile(128, 128, 32, 8, 3)
-
-
-def choose_parts(num_rows: int, num_visible: int, num_hidden: int, multiprocessors: int) -> Parts | None:
-    """The fewest parts whose weights fit on chip; None when there are more programs than multiprocessors."""
-    groups = -(-num_rows // GROUP)
-    visible, hidden = (max(16 * _WARPS, 1 << (n - 1).bit_length()) for n in (num_visible, num_hidden))
-    for parts in (8, 16, 32, 64):
-        if 2 * 2 * visible * hidden // parts <= _ON_CHIP and min(visible, hidden) // parts >= 8:
-            return Parts(groups, parts, visible, hidden) if groups * parts <= multiprocessors else None
-    return None
+        return Tile(16, 32, 256, 4, 3) if precision == torch.bfloat16 else Tile(16, 32, 128, 4, 3)
+    return Tile(64, 128, 64, 4, 4) if precision == torch.bfloat16 else Tile(128, 64, 32, 4, 3)
 
 
 def can_fuse(rbm: RBM, device: torch.device | str) -> bool:
@@ -93,7 +66,6 @@ class FusedGibbs:
         seed: int,
         precision: torch.dtype = torch.float32,
         graph: bool = True,
-        parts: Parts | None = None,
         tile: Tile | None = None,
     ):
         """Make the buffers.
@@ -107,8 +79,7 @@ class FusedGibbs:
             precision: of the products' operands, float32 or bfloat16; they are added up in float32. A float32 product is three
                 of tensor cores' tf32, which together keep float32's digits.
             graph: capture the launches once and replay them; needs a CUDA device.
-            parts: make all sweeps in one launch, dealt so; needs bfloat16 and as many multiprocessors as programs.
-            tile: of a launch per half sweep, where `parts` is None; default: choose_tile.
+            tile: of a launch; default: choose_tile.
         """
         self.rbm, self.sampler, self.first, self.seed, self.graph = rbm, sampler, first_particle, seed, graph
         (num_visible, num_hidden), device = rbm.weights.shape, rbm.weights.device
@@ -128,8 +99,7 @@ class FusedGibbs:
         self.to_visible = buffer(num_visible, num_hidden, dtype=precision)
         self.hidden_bias, self.visible_bias, self.std = buffer(num_hidden), buffer(num_visible), buffer(num_visible)
         self.step = buffer(1, dtype=torch.int32)
-        self.parts, self.tile = parts, tile or choose_tile(num_rows, precision)
-        self.arrivals = buffer(parts.groups if parts else 1, dtype=torch.int32)
+        self.tile = tile or choose_tile(num_rows, precision)
         self._captured: Any = None
 
     @torch.no_grad()
@@ -187,9 +157,6 @@ class FusedGibbs:
             kernels.drift[(triton.cdiv(rows, 128),)](
                 self.beta, *self.draws, self.betas, rows, sweeps, c / 2, pull, B=128
             )
-        if self.parts:
-            self._launch_all(self.parts)
-            return
         for sweep in range(sweeps):
             towards_hidden = (self.visible, self.to_hidden, self.hidden_bias, self.hidden, self.hidden)
             self._launch_half(*towards_hidden, 2 * sweep, False, False)
@@ -214,15 +181,6 @@ class FusedGibbs:
             x, weights, bias, self.std, self.betas[half // 2], out, last, self.step, rows, cols, depth,
             self.first, half, self.seed, self.sampler.min_beta,
             GAUSSIAN=gaussian, LAST=is_last, PRECISION="ieee" if x.dtype == torch.bfloat16 else "tf32x3", EVEN=even,
+            APPROXIMATE=self.graph,
             BM=tile.rows, BN=tile.cols, BK=tile.depth, num_warps=tile.warps, num_stages=tile.stages,
-        )  # fmt: skip
-
-    def _launch_all(self, parts: Parts) -> None:
-        self.arrivals.zero_()
-        kernels.all_sweeps[(parts.groups * parts.parts,)](
-            self.visible, self.hidden, self.last, self.to_hidden, self.to_visible, self.hidden_bias, self.visible_bias,
-            self.std, self.betas, self.arrivals, self.step, len(self.visible), *self.rbm.weights.shape,
-            self.sampler.num_sweeps, self.first, self.seed, self.sampler.min_beta,
-            GAUSSIAN=isinstance(self.rbm.visible, Gaussian), BM=GROUP, PARTS=parts.parts, SPLIT=_WARPS,
-            V_ALL=parts.visible, H_ALL=parts.hidden, num_warps=_WARPS, num_stages=1, launch_cooperative_grid=self.graph,
         )  # fmt: skip
