@@ -25,6 +25,7 @@ from jobs.ray_session import ray_session
 from jobs.recipes import AUTOENCODER_OF, recipe
 from jobs.run_lock import locked, run_folder
 from jobs.stages import Stages
+from jobs.storage import add_storage, local_input, local_path, path_or_url, stored
 from jobs.tracked import start_tracker
 from jobs.train_job import TrainingFailed, total_updates
 from pipeline.config import ConfigError, RBMConfig, RunConfig, flatten, parse_settings
@@ -196,7 +197,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m jobs.celeba_train", description=__doc__)
     parser.add_argument(
-        "--celeba", type=Path, help="folder or zip of the aligned photographs; without it: stand-in faces"
+        "--celeba",
+        type=path_or_url,
+        help="folder or zip of the aligned photographs, or the URL of the folder (s3://, gs://); without it: stand-in faces",
     )
     parser.add_argument("--recipe", help="default: celeba_beam with --celeba, faces_quick without")
     parser.add_argument("--quick", action="store_true", help="toy sizes (recipe faces_toy), for CI")
@@ -207,8 +210,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--crop", type=int, default=148, help="side of the center crop of a photograph (default 148)")
     parser.add_argument("--name", help="the run's folder under --runs (default: data set and recipe)")
     parser.add_argument("--from", dest="redo_from", metavar="STAGE", help=f"redo from: {', '.join(STAGES)}")
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--cache", type=Path, default=Path("cache"))
+    parser.add_argument("--runs", type=local_path, default=Path("runs"))
+    parser.add_argument("--cache", type=local_path, default=Path("cache"))
+    add_storage(parser)
     return parser.parse_args(argv)
 
 
@@ -233,10 +237,12 @@ def main(argv: list[str] | None = None) -> int:
             print(
                 "no CelebA given (CELEBA=...): drawing stand-in faces, labeled synthetic-faces everywhere", flush=True
             )
+        cache = args.cache.resolve()
+        if args.celeba is not None:
+            args.celeba = local_input(args.celeba, cache)
         label = "synthetic-faces" if args.celeba is None else open_celeba(args.celeba).dataset
         folder = run_folder(args.runs, args.name or f"{label}-{args.recipe}")
-        cache = args.cache.resolve()
-        with locked(folder):
+        with locked(folder), stored(folder, args.storage):
             stages = Stages(folder, STAGES, args.redo_from)
             for part in stages.forgotten & {"autoencoder", "beam", "control"}:
                 shutil.rmtree(folder / part, ignore_errors=True)

@@ -3,6 +3,8 @@
 import argparse
 import dataclasses
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from jobs.prepare import latent_settings, prepare_latents, prepare_pixels
 from jobs.recipes import TOYS
 from jobs.run_lock import locked
 from jobs.stages import Stages
+from jobs.storage import fetch_shards_to, store_output
 from jobs.tracked import start_tracker
 from jobs.train_job import Outcome, TrainJob, check_folder, run_training, total_updates
 from pipeline.config import Phase, RBMConfig, RunConfig, flatten
@@ -76,12 +79,23 @@ class Chain:
             )
         return open_celeba(outputs["folder"])
 
+    @contextmanager
+    def shared_shards(self, folder: Path) -> Iterator[None]:
+        """With STORAGE: what the block would make in `folder` is fetched if it was stored before, and else stored after it."""
+        storage = self.args.storage
+        url = f"{storage.rstrip('/')}/shards/{folder.parent.name}/{folder.name}" if storage else None
+        if url is not None and fetch_shards_to(url, folder):
+            _log.info("%s: fetched from %s", folder, url)
+        yield
+        if url is not None:
+            store_output(url, folder)
+
     def pixels(self, source: CelebASource) -> tuple[Path, Manifest]:
         """Pixel shards of the source."""
         settings = PixelSettings(crop=self.args.crop)
         folder = self.cache / f"{source.dataset}-{source.content_hash[:12]}" / f"pixels-{settings.crop}"
         verify = "pixels" in self.stages.redo
-        with locked(folder.parent, wait=True):
+        with locked(folder.parent, wait=True), self.shared_shards(folder):
             self.stages.run(
                 "pixels",
                 {"source": source.content_hash, "settings": settings.describe()},
@@ -184,7 +198,7 @@ class Chain:
             made = prepare_latents(pixel_dir, folder, fetched, self.cache, self.args.local, verify)
             return {"hash": made.hash, "pixels": pixels, "version": version, "content": fetched.content_hash}
 
-        with locked(folder.parent, wait=True):
+        with locked(folder.parent, wait=True), self.shared_shards(folder):
             self.stages.run(
                 "latents",
                 {"pixels": pixels, "encoder": settings.encoder_version},

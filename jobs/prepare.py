@@ -38,6 +38,7 @@ from data_prep.manifest import ShardResult
 from data_prep.mixtures import draw_mixture
 from data_prep.mnist import CHECKSUMS, DIGITS, read_checksums, write_digits, write_mnist
 from jobs.ray_session import ray_session
+from jobs.storage import local_input, local_output, local_path, path_or_url, store_output
 from jobs.summary import as_table, write_summary
 from pipeline.data.mixtures import MIXTURES, GaussianMixture, make_mixture, moved
 from pipeline.data.shards import Manifest
@@ -175,13 +176,18 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m jobs.prepare", description=__doc__)
     kinds = parser.add_subparsers(dest="kind", required=True)
     pixels = kinds.add_parser("pixels", help="photographs to uint8 64x64 pixel shards")
-    pixels.add_argument("--celeba", required=True, type=Path, help="folder or zip of aligned CelebA photographs")
+    pixels.add_argument(
+        "--celeba",
+        required=True,
+        type=path_or_url,
+        help="folder or zip of CelebA's photographs, or URL",
+    )
     pixels.add_argument("--crop", type=int, default=148, help="side of the center crop (default 148)")
     pixels.add_argument(
         "--max-bad-share", type=float, default=0.01, help="share of bad images that stops (default 0.01)"
     )
     latents = kinds.add_parser("latents", help="pixel shards to latent shards through a registered autoencoder")
-    latents.add_argument("--pixels", required=True, type=Path)
+    latents.add_argument("--pixels", required=True, type=path_or_url)
     latents.add_argument("--model", default="models:/celeba-autoencoder@champion")
     mixture = kinds.add_parser("mixture", help="rows drawn from a Gaussian mixture of Table I")
     mixture.add_argument("--name", required=True, help=f"one of {', '.join(MIXTURES)}")
@@ -202,38 +208,39 @@ def main(argv: list[str] | None = None) -> int:
     for sub in (mnist, digits):
         sub.add_argument("--binary", action="store_true", help="a pixel is 1 above 0.5, else 0")
     for sub in (pixels, latents, mixture, mnist, digits):
-        sub.add_argument("--out", required=True, type=Path)
-        sub.add_argument("--cache", type=Path, default=Path("cache"))
+        sub.add_argument("--out", required=True, type=path_or_url, help="folder, or a URL (s3://, gs://)")
+        sub.add_argument("--cache", type=local_path, default=Path("cache"))
         sub.add_argument("--local", action="store_true", help="in this process, no Ray")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     cache = args.cache.resolve()
-    begin, before = time.perf_counter(), _modified(args.out)
+    begin = time.perf_counter()
     try:
+        out = local_output(args.out, cache).resolve()
+        before = _modified(out)
         if args.kind == "pixels":
             settings = PixelSettings(crop=args.crop, max_bad_share=args.max_bad_share)
-            manifest = prepare_pixels(open_celeba(args.celeba), args.out.resolve(), settings, cache, args.local)
+            manifest = prepare_pixels(open_celeba(local_input(args.celeba, cache)), out, settings, cache, args.local)
         elif args.kind == "mixture":
-            manifest = draw_mixture(
-                *(_mixture_of(args), args.out.resolve(), args.rows, args.seed), label=args.label or args.name
-            )
+            manifest = draw_mixture(*(_mixture_of(args), out, args.rows, args.seed), label=args.label or args.name)
         elif args.kind == "mnist":
             checksums = None if args.checksums is None else read_checksums(args.checksums)
-            manifest = write_mnist(find_mnist(args.mnist), args.out.resolve(), args.binary, checksums, args.label)
+            manifest = write_mnist(find_mnist(args.mnist), out, args.binary, checksums, args.label)
         elif args.kind == "digits":
             print(f"{DIGITS}: scikit-learn's 1 797 digits of 8x8 pixels, not MNIST", flush=True)
-            manifest = write_digits(args.out.resolve(), args.binary)
+            manifest = write_digits(out, args.binary)
         else:
             fetched = fetch_model(args.model, cache / "models")
-            manifest = prepare_latents(args.pixels.resolve(), args.out.resolve(), fetched, cache, args.local)
+            manifest = prepare_latents(local_input(args.pixels, cache).resolve(), out, fetched, cache, args.local)
+        store_output(args.out, out)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    skipped = before is not None and before == _modified(args.out)
+    skipped = before is not None and before == _modified(out)
     rows = {f"{name} rows": split.rows for name, split in manifest.splits.items()}
     metrics = {**rows, "problems": len(manifest.problems)}
     stage = {args.kind: {"seconds": round(time.perf_counter() - begin, 2), "skipped": skipped}}
-    path = write_summary(args.out, None, stage, metrics, dataset=manifest.dataset, data_hash=manifest.hash)
+    path = write_summary(out, None, stage, metrics, dataset=manifest.dataset, data_hash=manifest.hash)
     print(
         as_table(
             {"data set": manifest.dataset, "shards": manifest.kind, **metrics, "skipped": skipped, "summary": path}

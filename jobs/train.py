@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from jobs.recipes import describe, recipe
+from jobs.storage import add_storage, local_input, local_path, path_or_url, stored
 from pipeline.config import ConfigError, RunConfig, flatten, parse_settings
 
 
@@ -19,15 +20,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("recipe", nargs="?", help="a name from --list")
     parser.add_argument(
         "--data",
-        type=Path,
-        help="folder of shards: latents or points for a BEAM, pixels for an autoencoder or a GAN of photographs",
+        type=path_or_url,
+        help="folder or URL of shards: latents or points for a BEAM, pixels for an autoencoder or a GAN of photographs",
     )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--local", action="store_true", help="one process, no Ray")
     parser.add_argument("--name", help="name of the run's folder under --runs (default: the recipe's)")
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--cache", type=Path, default=Path("cache"))
+    parser.add_argument("--runs", type=local_path, default=Path("runs"))
+    parser.add_argument("--cache", type=local_path, default=Path("cache"))
+    add_storage(parser)
     parser.add_argument("--no-tracking", action="store_true", help="do not log to MLflow")
     parser.add_argument("--list", action="store_true", help="list the recipes and end")
     parser.add_argument("--show", action="store_true", help="print the resolved settings and end")
@@ -69,10 +71,11 @@ def train(args: argparse.Namespace, config: RunConfig) -> int:
 
     tracker = None
     try:
-        manifest = read_manifest(args.data)
+        data = local_input(args.data, args.cache.resolve()).resolve()
+        manifest = read_manifest(data)
         folder = run_folder(args.runs, args.name or config.name)
-        job = TrainJob(config.to_dict(), str(args.data.resolve()), manifest.hash, str(folder))
-        with locked(folder):
+        job = TrainJob(config.to_dict(), str(data), manifest.hash, str(folder))
+        with locked(folder), stored(folder, args.storage):
             check_folder(folder, config, manifest.hash)
             if not args.no_tracking:
                 tracker = StartingTracker(folder, config, manifest.dataset, manifest.hash)
@@ -84,22 +87,22 @@ def train(args: argparse.Namespace, config: RunConfig) -> int:
                 raise
             if tracker is not None:
                 tracker.finish("FINISHED" if outcome.finished else "KILLED")
+            metrics = {k: v for row in outcome.history for k, v in row.items() if k != "step"}  # the last value of each
+            summary = write_summary(
+                folder,
+                config.name,
+                {"train": {"seconds": round(outcome.seconds, 2), "skipped": outcome.skipped}},
+                metrics,
+                dataset=manifest.dataset,
+                data_hash=manifest.hash,
+                mlflow_run_id=None if tracker is None else tracker.run_id,
+                updates=outcome.steps,
+                total_updates=outcome.total_steps,
+                config=config.to_dict(),
+            )
     except (ValueError, NonFinite, TrainingFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    metrics = {k: v for row in outcome.history for k, v in row.items() if k != "step"}  # the last value of each
-    summary = write_summary(
-        folder,
-        config.name,
-        {"train": {"seconds": round(outcome.seconds, 2), "skipped": outcome.skipped}},
-        metrics,
-        dataset=manifest.dataset,
-        data_hash=manifest.hash,
-        mlflow_run_id=None if tracker is None else tracker.run_id,
-        updates=outcome.steps,
-        total_updates=outcome.total_steps,
-        config=config.to_dict(),
-    )
     facts = {"recipe": config.name, "data set": manifest.dataset, "seconds": outcome.seconds}
     updates = f"{outcome.steps} of {outcome.total_steps}" + (" (nothing left to do)" if outcome.skipped else "")
     print(as_table({**facts, "updates": updates, **metrics, "summary": summary}))

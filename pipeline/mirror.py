@@ -107,7 +107,8 @@ def pull(place: Place, folder: Path) -> Pulled:
             damaged += bad
             shutil.rmtree(temporary, ignore_errors=True)
             continue
-        if all(target.name > other.name for other in target.parent.glob("step_*")):
+        older = all(target.name > other.name for other in target.parent.glob("step_*"))
+        if target.parent.name == "checkpoints" and older:
             newer.add(str(PurePosixPath(group).parent.parent))
         temporary.rename(target)
         fetched += len(groups[group])
@@ -153,12 +154,18 @@ class Mirror:
         """Call `start` to begin. `distrust`: objects to be sent again although they are there (Pulled.damaged)."""
         self.folder, self.place, self.every = folder, place, every
         self._distrust = set(distrust)
-        self._known: set[str] | None = None
+        self._known: dict[str, int] | None = None  # object -> bytes
         self._signatures: dict[str, tuple[tuple[int, int, int], Entry]] = {}
         self._sent: dict[str, Entry] | None = None
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="mirror", daemon=True)
         self._error: Exception | None = None
+        self._deadline = 0.0
+
+    def check(self) -> None:
+        """Raises StorageError when nothing can be written there: before a run begins, rather than after it."""
+        self.place.write("check", b"")
+        self.place.delete("check")
 
     def start(self) -> "Mirror":
         """Begin to send."""
@@ -172,14 +179,15 @@ class Mirror:
         self._thread.join(None)
         if self._error is not None:
             _log.warning(
-                "%s; %s is not all at %s: it is whole here, and the same command sends it", *(self._error, self.folder, self.place.url)
+                "%s; %s is not all at %s: it is whole here, and the same command sends it",
+                *(self._error, self.folder, self.place.url),
             )
         return self._error is None
 
     def _run(self) -> None:
         rest = self.every
         while True:
-            ending = self._ending.wait(rest if self._error is None or not self._ending.is_set() else 0)
+            ending = self._ending.wait(rest)
             start = time.monotonic()
             try:
                 self.send()
@@ -204,7 +212,7 @@ class Mirror:
             StorageError: the store did not take something; the index there is still that of the last whole pass.
         """
         if self._known is None:
-            self._known = {item.name for item in self.place.items()} - self._distrust
+            self._known = {i.name: i.bytes for i in self.place.items() if i.name not in self._distrust}
         index: dict[str, Entry] = {}
         gone: set[str] = set()
         for name in _files(self.folder):
@@ -216,12 +224,15 @@ class Mirror:
         index = {name: entry for name, entry in index.items() if _checkpoint_of(name) not in gone}
         if index == self._sent:
             return
-        values: dict[str, Any] = {"version": VERSION, "files": {name: list(entry) for name, entry in sorted(index.items())}}
+        values: dict[str, Any] = {
+            "version": VERSION,
+            "files": {name: list(entry) for name, entry in sorted(index.items())},
+        }
         self.place.write(INDEX, json.dumps({**values, "hash": canonical_hash(values)}).encode())
         self._sent = index
-        for name in self._known - {entry.object(name) for name, entry in index.items()} - {INDEX}:
+        for name in self._known.keys() - {entry.object(name) for name, entry in index.items()} - {INDEX}:
             self.place.delete(name)
-            self._known.discard(name)
+            del self._known[name]
 
     def _store(self, name: str) -> Entry:
         """The file's entry, after its object is there. Raises FileNotFoundError, StorageError."""
@@ -230,7 +241,7 @@ class Mirror:
             status = os.fstat(file.fileno())
             signature = (status.st_ino, status.st_mtime_ns, status.st_size)
             known = self._signatures.get(name)
-            if known is not None and known[0] == signature and known[1].object(name) in self._known:
+            if known is not None and known[0] == signature and self._known.get(known[1].object(name)) == known[1].bytes:
                 return known[1]
             # a file that grows meanwhile is taken as long as it was when it was opened
             digest, left = hashlib.sha256(), status.st_size
@@ -238,12 +249,12 @@ class Mirror:
                 digest.update(chunk)
                 left -= len(chunk)
             entry = Entry(status.st_size - left, digest.hexdigest())
-            if (key := entry.object(name)) not in self._known:
+            if self._known.get(key := entry.object(name)) != entry.bytes:
                 file.seek(0)
                 if self.place.put(key, file, entry.bytes) != entry.sha256:
                     self.place.delete(key)
                     raise StorageError(f"{self.folder / name} changed while it was sent to {self.place.url}")
-                self._known.add(key)
+                self._known[key] = entry.bytes
             self._signatures[name] = (signature, entry)
             return entry
 

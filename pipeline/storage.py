@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
-from pipeline.disk import DiskFull, naming_a_full_disk
+from pipeline.disk import FULL, naming_a_full_disk
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -109,7 +109,12 @@ class Place:
         return digest.hexdigest()
 
     def get(
-        self, name: str, path: Path, sha256: str | None = None, size: int | None = None, tell: Callable[[int], object] = int
+        self,
+        name: str,
+        path: Path,
+        sha256: str | None = None,
+        size: int | None = None,
+        tell: Callable[[int], object] = int,
     ) -> str:
         """Fetch an object to `path`, whole or not at all; returns its sha256 (hex).
 
@@ -194,11 +199,9 @@ class Place:
             yield
         except FileNotFoundError as error:
             raise Absent(f"cannot {verb} {where}: there is nothing of that name") from error
-        except DiskFull:
-            raise
         except OSError as error:
-            if error.errno is not None and not self.is_local and not str(error).startswith(("When", "Unable", "Google")):
-                raise  # of a local file
+            if verb == "read" and error.errno in FULL:
+                raise  # of the file that it is read into
             text = " ".join(str(error).split())
             why = next((meaning for pattern, meaning in _WHY if re.search(pattern, text, re.IGNORECASE)), text[:300])
             raise StorageError(f"cannot {verb} {where}: {why}") from error

@@ -33,6 +33,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
         "pipeline.scaling_pictures",
     ),
     "cv2": ("pipeline.metrics.faces",),
+    "pyarrow": ("pipeline.storage",),
 }
 """A package -> the modules (with all below them) that may import it; everybody else may not."""
 
