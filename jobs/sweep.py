@@ -111,7 +111,7 @@ def prepare_data(args: argparse.Namespace, config: RunConfig, cache: Path) -> Pa
     folder = (args.runs / f"{label}-{args.recipe}").resolve()
     autoencoder = recipe(AUTOENCODER_OF.get(args.recipe, "celeba_autoencoder"), {})
     chain_args = argparse.Namespace(
-        celeba=args.celeba, recipe=args.recipe, workers=args.workers, local=args.local, crop=148
+        celeba=args.celeba, recipe=args.recipe, workers=args.workers, local=args.local, crop=148, storage=None
     )
     chain = Chain(chain_args, config, autoencoder, folder, cache, Stages(folder, DATA_STAGES, None))
     with nullcontext() if args.local else ray_session(cache, max(args.workers, os.cpu_count() or 1)):

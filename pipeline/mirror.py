@@ -173,7 +173,7 @@ class Mirror:
         return self
 
     def finish(self, seconds: float = LAST_SECONDS) -> bool:
-        """Send what is left, for at most about `seconds` when the store does not answer; False (and a warning) if it could not."""
+        """Send what is left; False, and a warning, when the store did not take it for about `seconds`."""
         self._deadline = time.monotonic() + seconds
         self._ending.set()
         self._thread.join(None)
