@@ -48,23 +48,27 @@ def fetch(url: str, cache: Path) -> Path:
     folder = cache / "fetched" / hashlib.sha256(place.url.encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
     lock = (folder / ".in-use").open("ab")
-    _held.append(lock)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        _log.warning("waiting for another process that fetches or reads %s", folder)
-        fcntl.flock(lock, fcntl.LOCK_SH)  # readers share it, one that fetches has it alone
-        if not _is_same(place, folder):
-            raise StorageError(
-                f"{url} is not what {folder} holds, and another process reads that: wait for its end"
-            ) from None
-        return folder
-    items = place.items()
-    if not items:
-        raise StorageError(f"there is nothing at {url}: name a folder (prefix) that holds the files")
-    _fetch_into(place, items, folder, cache)
-    os.utime(folder / ".in-use")
-    fcntl.flock(lock, fcntl.LOCK_SH)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _log.info("another process fetches or reads %s: waiting until it only reads", folder)
+            fcntl.flock(lock, fcntl.LOCK_SH)  # readers share it, one that fetches has it alone
+            if not _is_same(place, folder):
+                raise StorageError(
+                    f"{url} is not what {folder} holds, and another process reads that: wait for its end"
+                ) from None
+        else:
+            items = place.items()
+            if not items:
+                raise StorageError(f"there is nothing at {url}: name a folder (prefix) that holds the files")
+            _fetch_into(place, items, folder, cache)
+            fcntl.flock(lock, fcntl.LOCK_SH)
+        os.utime(folder / ".in-use")
+    except BaseException:
+        lock.close()
+        raise
+    _held.append(lock)
     return folder
 
 
