@@ -18,11 +18,12 @@ from typing import Any
 
 from data_prep.celeba import open_celeba
 from data_prep.manifest import write_json
-from jobs.chain import Chain, Stopped, is_registered
+from jobs.chain import Chain, Stopped
 from jobs.evaluate import FACE_SAMPLES, SEEDS, TABLE_KEYS, TEST_ROWS, Scene, as_text, compare
 from jobs.face_pictures import make_pictures
 from jobs.ray_session import ray_session
 from jobs.recipes import AUTOENCODER_OF, recipe
+from jobs.registry_wait import as_command, wait_seconds
 from jobs.run_lock import locked
 from jobs.stages import Stages
 from jobs.tracked import start_tracker
@@ -97,7 +98,9 @@ def run_chain(chain: Chain) -> dict[str, Any]:
         rbm, chains = chain.load_rbm("beam")
         package = PackagedBeam(rbm, chain.config, whitening, start, chains, packaged, latents.dataset, table["BEAM"])
         metric = evaluation.selection_metric
-        tracker = start_tracker(chain.folder / "beam", chain.config, latents.dataset, latents.hash, chain.folder.name)
+        tracker = start_tracker(
+            chain.folder / "beam", chain.config, latents.dataset, latents.hash, chain.folder.name, must_answer=True
+        )
         tracker.finish("FINISHED")  # the run's id in this registry, whatever the record says
         version = register_beam(
             package,
@@ -119,11 +122,18 @@ def run_chain(chain: Chain) -> dict[str, Any]:
             "version": version.version,
             "content": version.tags["content_hash"],
             "promotion": promotion.reason,
+            "run_id": tracker.run_id,
         }
 
     name = chain.model_name(latents.dataset, "beam")
-    registered = chain.stages.run("registry", inputs, register, lambda out: is_registered(name, out))
-    aliases = find_model(f"models:/{name}/{registered['version']}").aliases
+    registered = chain.stages.run(
+        "registry",
+        inputs,
+        lambda: chain.when_there(register, "registering the BEAM"),
+        lambda out: chain.is_registered(name, out),
+    )
+    ref = f"models:/{name}/{registered['version']}"
+    aliases = chain.when_there(lambda: find_model(ref), f"looking up {name}").aliases
     summary: dict[str, Any] = {
         "stages": {r.name: r.to_dict() for r in chain.stages.reports},
         "metrics": metrics,
@@ -132,7 +142,7 @@ def run_chain(chain: Chain) -> dict[str, Any]:
         "data_hash": pixels.hash,
         "latents_hash": latents.hash,
         "config": chain.config.to_dict(),
-        "mlflow_run_id": beam["run_id"],
+        "mlflow_run_id": registered.get("run_id") or beam["run_id"],
         "model": {**registered, "aliases": list(aliases)},
         "autoencoder": autoencoder,
         "comparison": table,
@@ -217,7 +227,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     begin = time.perf_counter()
+    args.command = as_command("jobs.celeba_train", argv)
     try:
+        wait_seconds()
         args.recipe = args.recipe or ("faces_toy" if args.quick else "celeba_beam" if args.celeba else "faces_quick")
         if args.workers < 1:
             raise ConfigError(f"--workers {args.workers}: at least 1")

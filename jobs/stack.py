@@ -38,7 +38,7 @@ from jobs.stack_layers import Layer, encode_shard, is_whole, read_bottom, read_l
 from jobs.stack_scores import SceneOf, draw_pictures, score_stack
 from jobs.stages import Stages
 from jobs.summary import write_summary
-from jobs.tracked import start_tracker
+from jobs.tracked import add_history, start_tracker
 from jobs.train_job import TrainingFailed, TrainJob, check_folder, run_training, total_updates
 from pipeline.config import ConfigError, RBMConfig, RunConfig, parse_settings
 from pipeline.data.rows import load_rows
@@ -80,12 +80,15 @@ class StackRun:
                 start_tied(job, below.rbm)
             tracker, status = None, "FAILED"
             if not self.args.no_tracking:
-                tracker = start_tracker(folder, config, manifest.dataset, manifest.hash, self.folder.name)
+                tracker = start_tracker(
+                    folder, config, manifest.dataset, manifest.hash, self.folder.name, must_answer=number == 1
+                )
             try:
                 outcome = run_training(job, self.args.workers, self.args.local, tracker, self.cache, part)
                 status = "FINISHED" if outcome.finished else "KILLED"
             finally:
                 if tracker is not None:
+                    add_history(tracker, folder)
                     tracker.finish(status)
             if not outcome.finished:
                 raise Stopped(f"stopped after {outcome.steps} of {outcome.total_steps} updates of {part}")

@@ -21,11 +21,14 @@ from jobs.tracked import tracker_at
 from jobs.trial import Segment, SweepPlan
 from pipeline.config import flatten
 from pipeline.provenance import without_secrets
-from pipeline.tracking import Tracker
+from pipeline.tracking import Tracker, deliver, tracking_uri
 from pipeline.training.loop import read_history
 
 POLL_SECONDS = 2.0
 WARNING_SECONDS = 60.0
+CLOSE_SECONDS = 5.0
+"""How long the end of a trial's run is waited for; what is left then, `deliver_left` sends."""
+DELIVER_SECONDS = 120.0
 _log = logging.getLogger(__name__)
 
 
@@ -129,6 +132,15 @@ class MarkEnded(tune.Callback):
             (Path(self.trials) / name / "STOP").touch()
 
 
+def deliver_left(folder: Path) -> bool:
+    """Send what an MLflow server that was away has not got of a sweep's trials. Returns False when some still waits."""
+    deadline, uri = time.monotonic() + DELIVER_SECONDS, tracking_uri()
+    for journal in sorted(folder.glob("progress/*/*.run.spool")):
+        if time.monotonic() > deadline or not deliver(journal.with_suffix(""), uri):
+            return False
+    return True
+
+
 class Watcher:
     """Follows the trials of a sweep in a thread, as a context: the bar, and a child run in MLflow for each trial."""
 
@@ -152,7 +164,7 @@ class Watcher:
         self._thread.join()
         self._look_safely(last=True)
         for tracker in self._trackers.values():  # what the last look could not end
-            tracker.finish("KILLED")
+            tracker.finish("KILLED", CLOSE_SECONDS)
         self.bar.close()
 
     def _work(self) -> None:
@@ -201,7 +213,7 @@ class Watcher:
                 tracker.set_tag("failure", record.error[:500])
             status = {"failed": "FAILED", "finished": "FINISHED", "stopped": "KILLED"}[record.status]
             del self._trackers[record.trial]
-            tracker.finish(status)
+            tracker.finish(status, CLOSE_SECONDS)
             if over:
                 closed.touch()
 
@@ -210,7 +222,7 @@ class Watcher:
         if record.trial in self._trackers and self._folders[record.trial] == record.folder:
             return self._trackers[record.trial]
         if record.trial in self._trackers:
-            self._trackers.pop(record.trial).finish("KILLED")
+            self._trackers.pop(record.trial).finish("KILLED", CLOSE_SECONDS)
         assert self.parent is not None
         config: dict[str, Any] = {"settings": record.settings}  # of a trial that was refused, all that there is
         if record.lineage:
@@ -223,6 +235,6 @@ class Watcher:
             "stage": self.plan.stage,
             **own,
         }
-        tracker = tracker_at(note, name, config, self.tags | tags, system_metrics=False)
+        tracker = tracker_at(note, name, config, self.tags | tags, system_metrics=False, must_answer=False)
         self._trackers[record.trial], self._folders[record.trial] = tracker, record.folder
         return tracker

@@ -20,6 +20,7 @@ from data_prep.manifest import write_json
 from jobs.chain import Stopped
 from jobs.ray_session import interruptible, prepare_environment
 from jobs.recipes import recipe
+from jobs.registry_wait import as_command, wait_seconds
 from jobs.run_lock import locked
 from jobs.spaces import as_text, changed_in_flight, space_of
 from jobs.stages import Stages
@@ -181,11 +182,13 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     begin, parent, status = time.perf_counter(), None, "FAILED"
+    args.command = as_command("jobs.tune", argv)
     prepare_environment(args.cache.resolve())  # before anything imports ray
     from jobs.search import Interrupted
 
     try:
         check(args)
+        wait_seconds()
         config = recipe(args.recipe, parse_settings(args.settings))
         space = space_of(config, args.space)
         objectives = parse_objectives(args.objectives, config)
@@ -216,7 +219,10 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     finally:
         if parent is not None:
-            parent.finish(status)
+            from jobs.sweep_progress import deliver_left
+
+            if not deliver_left(folder) or not parent.finish(status):
+                print(f"not all of the sweep is in MLflow; when the server is back: {args.command}", file=sys.stderr)
     print(last_word(summary, folder, time.perf_counter() - begin))
     return 0
 
