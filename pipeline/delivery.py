@@ -128,7 +128,7 @@ class Delivery:
         end = sent.rows
         for entry, after in self.spool.entries(sent.rows):
             values = entry["values"] if entry["kind"] == "metrics" else {}
-            if sent.doubt and after > sent.doubt or batch and len(batch) + len(values) > BATCH_METRICS:
+            if (sent.doubt and after > sent.doubt) or (batch and len(batch) + len(values) > BATCH_METRICS):
                 break
             # SQL databases have no infinity: MLflow would store 1.8e308, and every chart would be flat beside it
             batch += [
