@@ -11,9 +11,12 @@ endif
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export OMP_NUM_THREADS ?= 1
 
-WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 1); echo $$(( n < 4 ? n : 4 )))
-PROCESSES ?= $(shell n=$$(nproc 2>/dev/null || echo 1); echo $$(( n < 4 ? n : 4 )))
+WORKERS ?= $(shell n=$$(env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 1); echo $$(( n < 4 ? n : 4 )))
+PROCESSES ?= $(shell n=$$(env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 1); echo $$(( n < 4 ? n : 4 )))
 CELEBA ?=
+RUNS ?=
+CACHE ?=
+RAY_ADDRESS ?=
 QUICK ?=
 NAME ?=
 FROM ?=
@@ -36,7 +39,7 @@ FACES ?=
 TESTS ?= tests
 CASES ?=
 
-.PHONY: help setup celeba-train sweep paper report sample generate test test-slow bench bench-startup bench-stages bench-scaling lint types clean
+.PHONY: help setup celeba-train cluster-check sweep paper report sample generate test test-slow bench bench-startup bench-stages bench-scaling lint types audit clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -50,10 +53,18 @@ help: ## list the targets
 
 setup: $(READY) ## install into .venv (all other targets do it themselves); PIP_ARGS=... is passed to pip
 
-celeba-train: $(READY) ## faces end to end; CELEBA=path WORKERS=n RECIPE=r NAME=n FROM=stage SET="key=value ..." QUICK=1
-	$(PY) -m jobs.celeba_train --workers $(WORKERS) $(if $(CELEBA),--celeba "$(CELEBA)") $(if $(QUICK),--quick) \
+# With RAY_ADDRESS=http://HOST:8265 a job is sent to that cluster (jobs/submit.py); else it runs, or joins, from here.
+RUN_JOB = $(PY) -m $(if $(filter http://% https://%,$(RAY_ADDRESS)),jobs.submit $(1) --) $(2)
+PLACES = $(if $(CELEBA),--celeba "$(CELEBA)") $(if $(RUNS),--runs "$(RUNS)") $(if $(CACHE),--cache "$(CACHE)")
+
+celeba-train: $(READY) ## faces end to end; CELEBA=path WORKERS=n RAY_ADDRESS=http://HOST:8265 RUNS=path CACHE=path RECIPE=r NAME=n FROM=stage SET="key=value ..." QUICK=1
+	$(call RUN_JOB,,jobs.celeba_train) --workers $(WORKERS) $(PLACES) $(if $(QUICK),--quick) \
 	  $(if $(NAME),--name $(NAME)) $(if $(FROM),--from $(FROM)) $(if $(RECIPE),--recipe $(RECIPE)) \
 	  $(foreach s,$(SET),--set $(s)) $(foreach s,$(SET_AUTOENCODER),--set-autoencoder $(s))
+
+cluster-check: $(READY) ## what a run needs, on every node, before it; RAY_ADDRESS=... CELEBA=path RUNS=path CACHE=path WORKERS=n
+	$(call RUN_JOB,--id cluster-check-$$(date -u +%Y%m%dT%H%M%S),jobs.cluster_check) $(PLACES) \
+	  $(if $(filter file,$(origin WORKERS)),,--workers $(WORKERS))
 
 sweep: $(READY) ## search settings; RECIPE=r CELEBA=path TRIALS=n SPACE="key=dist ..." SCHEDULER=asha|pbt|none QUICK=1
 	$(PY) -m jobs.tune --workers $(if $(filter file,$(origin WORKERS)),1,$(WORKERS)) $(if $(CELEBA),--celeba "$(CELEBA)") $(if $(QUICK),--quick --concurrent 2) \
@@ -101,6 +112,9 @@ lint: $(READY) ## ruff
 
 types: $(READY) ## mypy
 	$(PY) -m mypy
+
+audit: $(READY) ## known flaws of the pinned packages (pip-audit); needs the advisory service
+	$(PY) -m pip_audit --progress-spinner off --disable-pip --no-deps -r constraints.txt
 
 clean: ## remove .venv and tool caches; runs, cache and MLflow's store stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -14,6 +14,7 @@ a tenth of its faces gives another model. Nothing in here knows what runs the ta
 import functools
 import hashlib
 import io
+import lzma
 import os
 import struct
 import zipfile
@@ -47,8 +48,34 @@ FILTER = (
     "bilinear"  # Pillow's: a triangle as wide as the reduction, so it antialiases; torchvision's Resize is the same
 )
 # What reading one member of a zip, and what decoding one file, is known to raise when the file is damaged.
-_READ_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, TypeError, struct.error, Image.DecompressionBombError)
+_READ_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    RuntimeError,
+    OSError,
+    ValueError,
+    struct.error,
+)
+_DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    IndexError,
+    KeyError,
+    OverflowError,
+    AssertionError,
+    MemoryError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+FORMATS = ("JPEG", "PNG")
+"""Pillow is not asked for others: one of its decoders starts a program (EPS), and none of them is needed."""
+MAX_PHOTOGRAPH_BYTES = 1 << 26
+MAX_PHOTOGRAPH_PIXELS = 1 << 26
+"""64 MiB and 67 million pixels, beyond any camera's photograph: a bomb is refused before it is read or decoded."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +213,7 @@ def _is_photograph(name: str) -> bool:
 def _list_zip(path: Path) -> tuple[str, dict[str, str]]:
     try:
         members = _cached_zip(path, _stamp(path), os.getpid()).infolist()
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, NotImplementedError, OverflowError, ValueError, struct.error) as error:
         raise ValueError(f"{path} is no CelebA: it is not a whole zip file ({error}); download it again") from error
     folders: dict[str, dict[str, str]] = {}
     for member in members:
@@ -215,7 +242,13 @@ def _find_partition(images: Path) -> Path:
 def _read_partition(path: Path) -> dict[str, int]:
     """Returns image name -> 0 (train), 1 (valid), 2 (test)."""
     partition: dict[str, int] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is no text in UTF-8 ({error.reason} at byte {error.start}); fetch it again"
+        ) from error
+    for number, line in enumerate(text.splitlines(), start=1):
         fields = line.replace(",", " ").split()
         if not fields or (number == 1 and fields == ["image_id", "partition"]):
             continue
@@ -235,10 +268,17 @@ def _cached_zip(path: Path, stamp: tuple[int, int] | None, process: int) -> zipf
 
 def _read_photograph(path: Path, archive: zipfile.ZipFile | None, name: str) -> bytes:
     try:
-        return (path / name).read_bytes() if archive is None else archive.read(name)
+        size = (path / name).stat().st_size if archive is None else archive.getinfo(name).file_size
+        if size > MAX_PHOTOGRAPH_BYTES:
+            raise ValueError(f"says it has {size} bytes; a photograph has at most {MAX_PHOTOGRAPH_BYTES}")
+        # a zip's member gives no more than the size it says; of a folder's file no more is read
+        with (path / name).open("rb") if archive is None else archive.open(name) as file:
+            return file.read(size)
     except (FileNotFoundError, KeyError) as error:
         raise ValueError("was there when the data set was listed and is gone") from error
     except _READ_ERRORS as error:
+        if archive is None or type(error) is ValueError:
+            raise ValueError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
         raise ValueError(f"cannot be read from the zip: {error}") from error
 
 
@@ -258,8 +298,10 @@ def crop_photograph(data: bytes, crop: int = 148, size: int = 64) -> np.ndarray:
         ValueError: the file is broken, truncated, or smaller than the crop.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
+            if width * height > MAX_PHOTOGRAPH_PIXELS:
+                raise ValueError(f"{width}x{height} pixels are more than the {MAX_PHOTOGRAPH_PIXELS} of any photograph")
             if min(width, height) < crop:
                 raise ValueError(f"{width}x{height} is smaller than the crop of {crop}x{crop}")
             left, top = (width - crop) // 2, (height - crop) // 2

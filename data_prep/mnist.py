@@ -89,6 +89,8 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
                 raise IDXError(f"{path} goes on after the {size} bytes that its header promises")
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise IDXError(f"{path} is no whole gzip file: {error}") from error
+    except OSError as error:
+        raise IDXError(f"{path} cannot be read: {error.strerror or error}") from error
     return np.frombuffer(content, np.uint8).reshape(shape)
 
 

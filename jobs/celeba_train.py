@@ -24,7 +24,7 @@ from jobs.face_pictures import make_pictures
 from jobs.ray_session import ray_session
 from jobs.recipes import AUTOENCODER_OF, recipe
 from jobs.registry_wait import as_command, wait_seconds
-from jobs.run_lock import locked
+from jobs.run_lock import locked, run_folder
 from jobs.stages import Stages
 from jobs.tracked import start_tracker
 from jobs.train_job import TrainingFailed, total_updates
@@ -246,7 +246,7 @@ def main(argv: list[str] | None = None) -> int:
                 "no CelebA given (CELEBA=...): drawing stand-in faces, labeled synthetic-faces everywhere", flush=True
             )
         label = "synthetic-faces" if args.celeba is None else open_celeba(args.celeba).dataset
-        folder = (args.runs / (args.name or f"{label}-{args.recipe}")).resolve()
+        folder = run_folder(args.runs, args.name or f"{label}-{args.recipe}")
         cache = args.cache.resolve()
         with locked(folder):
             stages = Stages(folder, STAGES, args.redo_from)

@@ -1,18 +1,22 @@
 """What a user names on a command line for a trained model: photographs, rows of points, cells and units, results as files."""
 
 import os
+import tokenize
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from data_prep.celeba import PixelSettings, crop_photograph
+from data_prep.celeba import FORMATS, MAX_PHOTOGRAPH_BYTES, PixelSettings, crop_photograph
 from pipeline.model_inputs import CELLS
 
 PHOTOGRAPHS = (".jpg", ".jpeg", ".png")
 ROWS = (".npy", ".csv")
 MAX_PHOTOGRAPHS = 100
+# What a damaged header of a .npy file is known to raise: numpy parses it as Python's literals.
+_HEADER_ERRORS = (SyntaxError, TypeError, OverflowError, RecursionError, tokenize.TokenError)
 _ALIGNED = (178, 218)  # pixels of a photograph of CelebA
 _GRID = np.arange(CELLS * CELLS).reshape(CELLS, CELLS)
 _HALVES = {"top": _GRID[:2], "bottom": _GRID[2:], "left": _GRID[:, :2], "right": _GRID[:, 2:]}
@@ -47,13 +51,15 @@ def read_photographs(places: Sequence[Path], crop: int | None = None) -> np.ndar
 
 def _read_photograph(file: Path, crop: int | None) -> np.ndarray:
     try:
+        if (size := file.stat().st_size) > MAX_PHOTOGRAPH_BYTES:
+            raise ValueError(f"it has {size} bytes, a photograph at most {MAX_PHOTOGRAPH_BYTES}")
         if crop is None:
-            with Image.open(file) as image:
+            with Image.open(file, formats=FORMATS) as image:
                 crop = PixelSettings().crop if image.size == _ALIGNED else min(image.size)
         return crop_photograph(file.read_bytes(), crop)
     except Image.UnidentifiedImageError:
         raise ValueError(f"{file} is not an image") from None
-    except (ValueError, OSError, Image.DecompressionBombError) as error:
+    except (ValueError, SyntaxError, OSError, Image.DecompressionBombError) as error:
         raise ValueError(f"{file} cannot be used: {error}") from error
 
 
@@ -63,9 +69,13 @@ def read_rows(file: Path) -> np.ndarray:
         raise ValueError(f"{file}: rows of points are read from {' or '.join(ROWS)}")
     try:
         if file.suffix.lower() == ".npy":
-            return np.load(file, allow_pickle=False)
+            # mapped first: a header that promises more than the file holds takes no memory
+            found = np.load(file, mmap_mode="r", allow_pickle=False)
+            if not isinstance(found, np.ndarray):
+                raise ValueError("it is an archive of arrays: give one array")
+            return np.array(found)
         return np.loadtxt(file, delimiter=",", ndmin=2, dtype=np.float64)
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, *_HEADER_ERRORS) as error:
         raise ValueError(f"{file} cannot be read as rows of numbers ({error})") from error
 
 

@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from jobs.ray_address import AddressError, address_kind
+
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
@@ -27,11 +29,15 @@ _QUIET = {
 
 
 def prepare_environment(cache: Path) -> None:
-    """Set what Ray reads when it is imported; call it before the first `import ray`."""
+    """Set what Ray reads when it is imported; call it before the first `import ray`.
+
+    Without RAY_ADDRESS and a token, a token for this machine is made in `cache`. A cluster's token is never made here: it is
+    the environment's, or the file that Ray itself keeps in the home folder.
+    """
     for key, value in _QUIET.items():
         os.environ.setdefault(key, value)
     os.environ["RAY_AUTH_MODE"] = "token"
-    if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
+    if any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS")):
         return
     token = cache / "ray_auth_token"
     if not token.exists():
@@ -49,7 +55,16 @@ def ray_session(cache: Path, num_cpus: int, sweep: bool = False) -> Iterator[Non
 
     A session that is already open in this process is used and left open. A `sweep` has the dashboard on (on loopback: what
     cleans up after a trial that Tune cuts asks it), and its trials wait for their turn.
+
+    Raises:
+        AddressError: RAY_ADDRESS is a job server (`jobs.submit` sends a job there), or not an address.
     """
+    address = os.environ.get("RAY_ADDRESS")
+    if address and address_kind(address) == "jobs":
+        raise AddressError(
+            f"RAY_ADDRESS={address} is a job server: send the job there with `python -m jobs.submit -- MODULE ...` or "
+            "`make celeba-train`; a process on the cluster joins with RAY_ADDRESS=auto"
+        )
     if sweep:
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "86400")
     if "ray" in sys.modules and os.environ.get("RAY_AUTH_MODE") != "token":
@@ -60,7 +75,6 @@ def ray_session(cache: Path, num_cpus: int, sweep: bool = False) -> Iterator[Non
     if ray.is_initialized():
         yield
         return
-    address = os.environ.get("RAY_ADDRESS")
     if address:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     else:

@@ -68,8 +68,9 @@ class Training:
     @property
     def kind(self) -> str:
         """`BEAM`, `autoencoder` or `GAN`."""
-        kind = self.settings.get("model", {}).get("kind")
-        return {"AutoencoderConfig": "autoencoder", "GANConfig": "GAN"}.get(kind, "BEAM")
+        model = self.settings.get("model")
+        kind = model.get("kind") if isinstance(model, dict) else None
+        return {"AutoencoderConfig": "autoencoder", "GANConfig": "GAN"}.get(str(kind), "BEAM")
 
     @property
     def steps(self) -> int:
@@ -166,7 +167,8 @@ def read_training(folder: Path, name: str) -> Training:
     problems: list[str] = []
     states = sorted((folder / "checkpoints").glob("step_*"))
     meta = _read_object(states[-1] / "meta.json", problems) if states else {}
-    settings = _read_object(folder / "config.json", problems) or meta.get("config", {})
+    settings = _read_object(folder / "config.json", problems) or meta.get("config")
+    settings = settings if isinstance(settings, dict) else {}
     if not settings:
         problems.append("it has no config.json and no checkpoint: its settings are not known")
     history = _guarded(lambda: [row for row in read_history(folder) if "step" in row], folder, problems) or []
@@ -197,12 +199,23 @@ def _trials(folder: Path, summary: dict[str, Any]) -> dict[str, Training]:
     if not summary:
         named = {path.name: (path, path.name) for path in sorted(folder.glob("trials/*"))}
     else:
-        variants = (summary.get("final") or {}).get("variants") or {}
-        first = {name: runs[0] for name, variant in variants.items() if (runs := variant.get("runs"))}
+        first = _first_runs(summary)
         named = {name: (folder / str(r.get("folder")), f"{name}, seed {r.get('seed')}") for name, r in first.items()}
     parent = _text(folder / "mlflow_run_id", [])
     found = {key: read_training(path, name) for key, (path, name) in named.items() if _holds_training(path)}
     return {key: replace(training, run_id=training.run_id or parent) for key, training in found.items()}
+
+
+def _first_runs(summary: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The first run of each variant, by the variant's name; what is not as a sweep writes it is passed over."""
+    final = summary.get("final")
+    variants = final.get("variants") if isinstance(final, dict) else None
+    found = {}
+    for name, variant in variants.items() if isinstance(variants, dict) else ():
+        runs = variant.get("runs") if isinstance(variant, dict) else None
+        if isinstance(runs, list) and runs and isinstance(runs[0], dict):
+            found[name] = runs[0]
+    return found
 
 
 def _text(path: Path, problems: list[str]) -> str | None:
@@ -221,6 +234,6 @@ def _read_object(path: Path, problems: list[str]) -> dict[str, Any]:
 def _guarded(read: Callable[[], Any], path: Path, problems: list[str]) -> Any:
     try:
         return read()
-    except (OSError, ValueError, TypeError) as error:  # JSON and Unicode errors are ValueErrors
+    except (OSError, ValueError, TypeError, RecursionError) as error:  # JSON and Unicode errors are ValueErrors
         problems.append(f"{path.name} cannot be read ({type(error).__name__})")
         return None

@@ -16,6 +16,20 @@ class FolderInUse(ValueError):
     """Another command works in the folder; says which, and what to do."""
 
 
+def run_folder(runs: Path, name: str) -> Path:
+    """The folder of the run `name` below `runs`, absolute; nothing is made.
+
+    Raises:
+        ValueError: a name that is no plain folder name, so that the run would be written elsewhere.
+    """
+    plain = name == name.strip() and name.isprintable() and not set(name) & set("/\\") and not name.startswith(".")
+    if not name or not plain or len(name.encode(errors="replace")) > 200:
+        raise ValueError(
+            f"{name[:80]!r} cannot name a run: give a plain folder name (no slash, no dot or space in front); --runs says where"
+        )
+    return (runs / name).resolve()
+
+
 @contextmanager
 def locked(folder: Path, wait: bool = False) -> Iterator[None]:
     """`folder` (made if need be) belongs to this process until the block ends; the system frees it when the process dies.

@@ -33,7 +33,7 @@ from jobs.evaluate import TABLE_KEYS, as_text
 from jobs.prepare import run_tasks
 from jobs.ray_session import ray_session
 from jobs.recipes import recipe
-from jobs.run_lock import locked
+from jobs.run_lock import locked, run_folder
 from jobs.stack_layers import Layer, encode_shard, is_whole, read_bottom, read_layer, start_tied
 from jobs.stack_scores import SceneOf, draw_pictures, score_stack
 from jobs.stages import Stages
@@ -236,7 +236,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.workers < 1:
             raise ConfigError(f"--workers {args.workers}: at least 1")
         configs = build_configs(args)
-        folder, cache = (args.runs / args.name).resolve(), args.cache.resolve()
+        folder, cache = run_folder(args.runs, args.name), args.cache.resolve()
         names = (
             *(f"{part}_{n}" for n in range(1, max(configs) + 1) for part in ("rows", "layer")),
             "scores",

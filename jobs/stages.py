@@ -53,9 +53,11 @@ class Stages:
 
     def _record(self, name: str) -> dict[str, Any]:
         try:
-            return json.loads(self._file(name).read_text())
-        except (OSError, json.JSONDecodeError):
+            record = json.loads(self._file(name).read_bytes())
+        except (OSError, ValueError, RecursionError):  # JSON's and Unicode's are ValueErrors
             return {}
+        # a record that is not whole is none: the stage is run again
+        return record if isinstance(record, dict) and isinstance(record.get("outputs"), dict) else {}
 
     def outputs(self, name: str) -> dict[str, Any] | None:
         """What stage `name` made last, whatever its inputs were; None without a record."""

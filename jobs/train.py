@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def train(args: argparse.Namespace, config: RunConfig) -> int:
     """Train `config` as the command line asks; returns the exit status."""
-    from jobs.run_lock import locked
+    from jobs.run_lock import locked, run_folder
     from jobs.summary import as_table, write_summary
     from jobs.tracked import StartingTracker
     from jobs.train_job import TrainingFailed, TrainJob, check_folder, run_training
@@ -70,7 +70,7 @@ def train(args: argparse.Namespace, config: RunConfig) -> int:
     tracker = None
     try:
         manifest = read_manifest(args.data)
-        folder = (args.runs / (args.name or config.name)).resolve()
+        folder = run_folder(args.runs, args.name or config.name)
         job = TrainJob(config.to_dict(), str(args.data.resolve()), manifest.hash, str(folder))
         with locked(folder):
             check_folder(folder, config, manifest.hash)

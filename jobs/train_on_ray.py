@@ -67,7 +67,9 @@ def _ray_worker(values: dict[str, Any]) -> None:
 def make_trainer(job: TrainJob, workers: int, use_gpu: bool, callbacks: Sequence[Any] = ()) -> Any:
     """The TorchTrainer of a job (nccl with GPUs, gloo without); clears what an earlier attempt left for its workers."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
+
+    from jobs.ray_network import NodeTorchConfig
 
     folder = Path(job.folder)
     for stale in ("STOP", "failure.json", "worker.log"):
@@ -75,7 +77,7 @@ def make_trainer(job: TrainJob, workers: int, use_gpu: bool, callbacks: Sequence
     return TorchTrainer(
         _ray_worker,
         train_loop_config=asdict(job),
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        torch_config=NodeTorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=use_gpu,

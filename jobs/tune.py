@@ -21,7 +21,7 @@ from jobs.chain import Stopped
 from jobs.ray_session import interruptible, prepare_environment
 from jobs.recipes import recipe
 from jobs.registry_wait import as_command, wait_seconds
-from jobs.run_lock import locked
+from jobs.run_lock import locked, run_folder
 from jobs.spaces import as_text, changed_in_flight, space_of
 from jobs.stages import Stages
 from jobs.sweep import OBJECTIVES, STAGES, Sweep, forget_stage, prepare_data, run_sweep, shown_metrics, tags_of
@@ -100,10 +100,12 @@ def refuse_another_sweep(folder: Path, definition: Mapping[str, Any]) -> None:
     file = folder / "sweep.json"
     if not file.exists():
         return
-    theirs = json.loads(file.read_text())
-    theirs["config"] = RunConfig.from_dict(
-        theirs["config"]
-    ).to_dict()  # settings that came up since have their defaults
+    try:
+        theirs = json.loads(file.read_bytes())
+        # settings that came up since have their defaults
+        theirs["config"] = RunConfig.from_dict(theirs["config"]).to_dict()
+    except (OSError, ValueError, RecursionError, TypeError, KeyError) as error:
+        raise ConfigError(f"{file} cannot be read ({error}); choose another --name, or delete that folder") from error
     different = [key for key in definition if definition[key] != theirs.get(key)]
     if different:
         raise ConfigError(
@@ -197,7 +199,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.show:
             print("\n".join(f"{key} = {as_text(distribution)}" for key, distribution in space.items()))
             return 0
-        folder, cache = (args.runs / (args.name or f"sweep-{args.recipe}")).resolve(), args.cache.resolve()
+        folder, cache = run_folder(args.runs, args.name or f"sweep-{args.recipe}"), args.cache.resolve()
         data_dir = prepare_data(args, config, cache)
         sweep = Sweep(args, config, space, objectives, folder, cache, data_dir, read_manifest(data_dir))
         with locked(folder):

@@ -9,6 +9,8 @@ import dataclasses
 import difflib
 import json
 import re
+import reprlib
+import sys
 import types
 import typing
 from dataclasses import dataclass, field
@@ -24,7 +26,7 @@ class ConfigError(ValueError):
 
 def _require(ok: bool, key: str, value: object, allowed: str) -> None:
     if not ok:
-        raise ConfigError(f"{key} = {value!r}: must be {allowed}")
+        raise ConfigError(f"{key} = {reprlib.repr(value)}: must be {allowed}")
 
 
 UnitKind = Literal["bernoulli", "gaussian", "onehot"]
@@ -543,6 +545,7 @@ class RunConfig:
     @staticmethod
     def from_dict(values: dict[str, Any]) -> "RunConfig":
         """The config that `to_dict` wrote. Raises ConfigError on an unknown version, key or kind, or a wrong type."""
+        _require(isinstance(values, dict), "the settings", values, "an object of names and values")
         values = dict(values)
         version = values.pop("config_version", None)
         _require(version == CONFIG_VERSION, "config_version", version, f"{CONFIG_VERSION} (the only one known here)")
@@ -610,7 +613,7 @@ def parse_settings(items: list[str]) -> dict[str, str]:
 def _parse(text: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # no JSON, a number of thousands of digits, or nested beyond reason
         if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text):  # .5 and 1. are numbers to people
             return float(text)
         return {"None": None, "True": True, "False": False}.get(text, text)
@@ -641,6 +644,9 @@ def _from_dict(cls: type, values: dict[str, Any], prefix: str) -> Any:
         if key not in names:
             near = difflib.get_close_matches(key, names, n=1, cutoff=0.0)
             raise ConfigError(f"unknown setting {prefix + key!r}; the nearest is {prefix + near[0]!r}")
+    for f in dataclasses.fields(cls):
+        missing = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f.name not in values
+        _require(not missing, prefix + f.name, None, "set: it has no default")
     return cls(**{key: _value(hints[key], value, prefix + key) for key, value in values.items()})
 
 
@@ -663,7 +669,11 @@ def _value(hint: Any, value: Any, key: str) -> Any:
             if isinstance(value, list | tuple):
                 return tuple(_value(typing.get_args(option)[0], item, f"{key}[{i}]") for i, item in enumerate(value))
         elif option is float and isinstance(value, int | float) and not isinstance(value, bool):
+            _require(abs(value) <= sys.float_info.max, key, value, "a finite number")
             return float(value)
+        elif option is int and type(value) is int:
+            _require(abs(value) < 2**53, key, value, "below 2^53")  # beyond, no other reader of JSON has it exactly
+            return value
         elif isinstance(option, type) and isinstance(value, option) and (option is bool or not isinstance(value, bool)):
             return value
     allowed = [
@@ -674,4 +684,4 @@ def _value(hint: Any, value: Any, key: str) -> Any:
         else getattr(o, "__name__", str(o))
         for o in options
     ]
-    raise ConfigError(f"{key} = {value!r}: must be {' or '.join(allowed)}")
+    raise ConfigError(f"{key} = {reprlib.repr(value)}: must be {' or '.join(allowed)}")

@@ -93,7 +93,7 @@ class Delivery:
 
     def _make_run(self, sent: Sent) -> str:
         begin = next(entry for entry, _ in self.spool.entries(0) if entry["kind"] == "begin")
-        experiment = _experiment_id(self.client, self.uri, begin["experiment"])
+        experiment = experiment_id(self.client, self.uri, begin["experiment"])
         if sent.creating:  # the answer to an earlier try was lost: the run may be there
             found = self.client.search_runs([experiment], f"tags.spool = '{sent.creating}'")
             if found:
@@ -241,7 +241,7 @@ def _name(entry: Mapping[str, Any]) -> str:
     return f"{entry['kind']} {what}".strip()
 
 
-def _experiment_id(client: MlflowClient, uri: str, name: str) -> str:
+def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
     """The experiment's id. With sqlite its artifacts lie beside the database: MLflow would put them where it is called."""
     found = client.get_experiment_by_name(name)
     if found is None:

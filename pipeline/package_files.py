@@ -12,11 +12,13 @@ give wrong pictures silently. What the tensors mean is in packaged.py.
 
 import contextlib
 import json
+import reprlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -32,6 +34,8 @@ KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
 }
 """By kind: fields of config.json besides the common ones, and files."""
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+"""Types of numbers that a tensor of a package may have."""
 _COMMON = ("format_version", "kind", "dataset", "metrics", "files", "hash")
 
 Tensors = Mapping[str, dict[str, Tensor]]
@@ -69,15 +73,16 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise PackageError(f"there is no {CONFIG_NAME}: this is no packaged model") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:  # JSON's and Unicode's are ValueErrors
         raise PackageError(f"{CONFIG_NAME} cannot be read ({error})") from error
     version = config.get("format_version") if isinstance(config, dict) else None
     if version != FORMAT_VERSION:
         raise PackageError(
-            f"format_version is {version!r}; this program knows {FORMAT_VERSION}: use the version of the package that wrote it"
+            f"format_version is {reprlib.repr(version)}; this program knows {FORMAT_VERSION}: "
+            "use the version of the package that wrote it"
         )
     if (kind := config.get("kind")) not in list(KINDS):
-        raise PackageError(f"kind is {kind!r}; the known kinds are {', '.join(KINDS)}")
+        raise PackageError(f"kind is {reprlib.repr(kind)}; the known kinds are {', '.join(KINDS)}")
     refuse_unknown(CONFIG_NAME, config, (*_COMMON, *KINDS[kind][0]))
     files = _files(config)
     refuse_unknown(f"{CONFIG_NAME}: files", config["files"], files)
@@ -103,8 +108,10 @@ def naming(folder: Path) -> Iterator[None]:
         yield
     except PackageError as error:
         raise PackageError(f"model in {folder}: {error}") from error.__cause__
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise PackageError(f"model in {folder}: a field is missing or wrong ({error}); package it again") from error
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError, SafetensorError) as error:
+        raise PackageError(
+            f"model in {folder}: a field is missing or wrong ({str(error)[:300]}); package it again"
+        ) from error
 
 
 def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], file: str) -> None:
@@ -121,12 +128,18 @@ def check_shapes(file: str, tensors: Mapping[str, Tensor], shapes: Mapping[str, 
         found = tuple(tensors[name].shape) if name in tensors else None
         if found != shape:
             raise PackageError(f"{name} of {file} has shape {found}, its settings say {shape}")
+        if tensors[name].dtype not in FLOATS:
+            raise PackageError(
+                f"{name} of {file} is {tensors[name].dtype}: it must be one of {', '.join(map(str, FLOATS))}"
+            )
 
 
 def refuse_unknown(where: str, found: Mapping[str, Any], known: tuple[str, ...]) -> None:
     """Raises PackageError on a key that is not known."""
     if unknown := sorted(set(found) - set(known)):
-        raise PackageError(f"{where} has {unknown[0]!r}, which this program does not know; it knows {', '.join(known)}")
+        raise PackageError(
+            f"{where} has {reprlib.repr(unknown[0])}, which this program does not know; it knows {', '.join(known)}"
+        )
 
 
 def _files(config: Mapping[str, Any]) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ from pipeline.models.autoencoder import (
 from pipeline.models.rbm import RBM
 from pipeline.models.units import Gaussian
 from pipeline.package_files import (
+    FLOATS,
     PackageError,
     Tensors,
     check_shapes,
@@ -258,7 +259,12 @@ class PackagedBeam:
         if not isinstance(run.model, RBMConfig):
             raise PackageError(f"run.model is {type(run.model).__name__}: a BEAM has an RBMConfig")
         weights = tensors["rbm.safetensors"]
-        rbm = RBM(run.model, weights["weights"].dtype if "weights" in weights else torch.float32)
+        found, said = tuple(weights["weights"].shape), (run.model.num_visible, run.model.num_hidden)
+        if found != said:  # before a module of the said size is made: settings could claim any
+            raise PackageError(f"weights of rbm.safetensors has shape {found}, its settings say {said}")
+        if (dtype := weights["weights"].dtype) not in FLOATS:
+            raise PackageError(f"weights of rbm.safetensors is {dtype}: a model has real numbers")
+        rbm = RBM(run.model, dtype)
         load_weights(rbm, weights, "rbm.safetensors")
         moments, chains = tensors["statistics.safetensors"], tensors["chains.safetensors"]
         width, num_chains = run.model.num_visible, len(chains.get("beta", ()))

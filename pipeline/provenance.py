@@ -1,6 +1,7 @@
 """Which code ran: the project's folder, git commit, versions. Never names of machines or users, and no secrets."""
 
 import importlib.metadata
+import os
 import platform
 import re
 import subprocess
@@ -17,7 +18,10 @@ def project_root() -> Path:
 
 
 def environment_tags() -> dict[str, str]:
-    """Tags of a run: git commit, whether tracked files differed from it, versions of Python and of the main packages."""
+    """Tags of a run: git commit, whether tracked files differed from it, versions of Python and of the main packages.
+
+    A job on a cluster has the code without its repository; who sent it says the commit in BEAM_GIT_COMMIT, BEAM_GIT_DIRTY.
+    """
     tags = {"version.python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -28,6 +32,8 @@ def environment_tags() -> dict[str, str]:
     if commit:
         changed = _git("status", "--porcelain", "--untracked-files=no")
         tags |= {"mlflow.source.git.commit": commit, "git.dirty": "unknown" if changed is None else str(bool(changed))}
+    elif told := os.environ.get("BEAM_GIT_COMMIT"):
+        tags |= {"mlflow.source.git.commit": told, "git.dirty": os.environ.get("BEAM_GIT_DIRTY", "unknown")}
     return tags
 
 

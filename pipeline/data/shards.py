@@ -16,8 +16,12 @@ import hashlib
 import io
 import itertools
 import json
+import math
 import os
+import re
+import reprlib
 import tarfile
+import tokenize
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -33,6 +37,7 @@ from webdataset.writer import TarWriter
 MANIFEST_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 BLOCK_ROWS = 256
+_HEADER_BYTES = 1 << 14  # of a .npy file, at most
 DTYPES = {"pixels": "uint8", "latents": "float32", "points": "float32"}
 _REPAIR = "delete it and run the prepare job again: it rewrites only what is missing"
 
@@ -91,13 +96,30 @@ class Manifest:
     def __post_init__(self) -> None:
         """Refuses an unknown kind, shard names that point out of their folder, and row counts that do not add up."""
         if self.kind not in DTYPES:
-            raise ShardError(f"manifest kind {self.kind!r} is unknown; the kinds are {', '.join(DTYPES)}")
+            raise ShardError(f"manifest kind {reprlib.repr(self.kind)} is unknown; the kinds are {', '.join(DTYPES)}")
+        sizes = (*self.row_shape, *(n for s in self.splits.values() for n in (s.rows, *_numbers(s.shards))))
+        if not self.row_shape or not all(type(size) is int and 0 <= size < 2**53 for size in sizes):
+            raise ShardError(f"the manifest has a size that is no whole number from 0; {_REPAIR}")
+        row_bytes = math.prod(self.row_shape) * np.dtype(DTYPES[self.kind]).itemsize
         for name, split in self.splits.items():
+            moments = (*split.mean, *split.std)
+            if not all(type(value) in (int, float) and math.isfinite(value) for value in moments):
+                raise ShardError(
+                    f"split {reprlib.repr(name)} has a mean or deviation that is no finite number; {_REPAIR}"
+                )
             for shard in split.shards:
+                # nothing is compressed, so that a promise of rows beyond the bytes is false: no memory is taken for it
+                if shard.rows * row_bytes > shard.bytes:
+                    raise ShardError(
+                        f"shard {reprlib.repr(shard.name)} of {shard.bytes} bytes cannot hold {shard.rows} rows of "
+                        f"{row_bytes} bytes; {_REPAIR}"
+                    )
                 if Path(shard.name).name != shard.name:
-                    raise ShardError(f"shard name {shard.name!r} in the manifest is not a plain file name")
+                    raise ShardError(f"shard name {reprlib.repr(shard.name)} in the manifest is not a plain file name")
             if (found := sum(shard.rows for shard in split.shards)) != split.rows:
-                raise ShardError(f"split {name!r} has {split.rows} rows, its shards have {found}; {_REPAIR}")
+                raise ShardError(
+                    f"split {reprlib.repr(name)} has {split.rows} rows, its shards have {found}; {_REPAIR}"
+                )
 
     @functools.cached_property
     def hash(self) -> str:
@@ -117,8 +139,8 @@ class Manifest:
         """
         if values.get("version") != MANIFEST_VERSION:
             raise ShardError(
-                f"manifest version {values.get('version')!r} is unknown; this program reads version {MANIFEST_VERSION}:"
-                " run the prepare job again, or use the program that wrote it"
+                f"manifest version {reprlib.repr(values.get('version'))} is unknown; this program reads version "
+                f"{MANIFEST_VERSION}: run the prepare job again, or use the program that wrote it"
             )
         try:
             splits = {
@@ -133,8 +155,12 @@ class Manifest:
             problems = tuple(Problem(**problem) for problem in values["problems"])
             fields = {**values, "splits": splits, "problems": problems, "row_shape": tuple(values["row_shape"])}
             return cls(**fields)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ShardError(f"the manifest has a missing or unknown field: {error}; {_REPAIR}") from error
+        except (KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise ShardError(f"the manifest has a missing or unknown field: {str(error)[:200]}; {_REPAIR}") from error
+
+
+def _numbers(shards: Iterable[ShardEntry]) -> Iterator[int]:
+    return itertools.chain.from_iterable((shard.rows, shard.bytes) for shard in shards)
 
 
 def canonical_hash(values: Any) -> str:
@@ -199,14 +225,16 @@ def read_manifest(directory: str | Path) -> Manifest:
     path = Path(directory) / MANIFEST_NAME
     try:
         values = json.loads(path.read_bytes())
+        if not isinstance(values, dict):
+            raise ShardError(f"it holds no JSON object; {_REPAIR}")
         recorded = values.pop("hash", None)
         manifest = Manifest.from_dict(values)
     except FileNotFoundError:
         raise ShardError(f"{path} is missing: these shards were never finished; run the prepare job") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
-        raise ShardError(f"{path} is no manifest ({error}); {_REPAIR}") from error
     except ShardError as error:
         raise ShardError(f"{path}: {error}") from error
+    except (ValueError, RecursionError, AttributeError, OSError) as error:  # JSON's and Unicode's are ValueErrors
+        raise ShardError(f"{path} is no manifest ({error}); {_REPAIR}") from error
     if manifest.hash != recorded:
         raise ShardError(f"{path} was changed after it was written: its hash is not the recorded one; {_REPAIR}")
     return manifest
@@ -242,9 +270,10 @@ def iterate_blocks(
     try:
         with path.open("rb") as file:
             first = f"{position // BLOCK_ROWS:06d}"
+            _check_members(file, math.prod(manifest.row_shape) * BLOCK_ROWS * np.dtype(dtype).itemsize)
             for member in tar_file_iterator(file, select_files=lambda name: name >= first):
-                block = np.lib.format.read_array(io.BytesIO(member["data"]), allow_pickle=False)
                 expected = (min(BLOCK_ROWS, entry.rows - position), *manifest.row_shape)
+                block = _read_block(member["data"])
                 if block.shape != expected or block.dtype != dtype:
                     raise ShardError(
                         f"shard {path}, block {member['fname']} holds {block.dtype} {list(block.shape)}, "
@@ -258,9 +287,47 @@ def iterate_blocks(
                     return
     except ShardError:
         raise
-    except (tarfile.TarError, EOFError, ValueError) as error:
+    except (tarfile.TarError, EOFError, ValueError, TypeError, OverflowError, OSError) as error:
         raise ShardError(f"shard {path} cannot be read ({error}); {_REPAIR}") from error
     raise ShardError(f"shard {path} ends after {position} rows, its manifest says {entry.rows}; {_REPAIR}")
+
+
+def _check_members(file: IO[bytes], block_bytes: int) -> None:
+    """Refuses a tar with anything but blocks of plain bytes, by the headers alone, and rewinds the file.
+
+    The reader takes compressed and sparse tars too, which could unfold to any size, and so could a member's header.
+
+    Raises:
+        tarfile.TarError, ValueError: naming the member.
+    """
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        for member in tar:
+            if not re.fullmatch(r"\d{6}\.npy", member.name):
+                raise ValueError(f"member {member.name[:80]!r} is no block of rows")
+            if not member.isreg() or member.issparse() or member.size > block_bytes + _HEADER_BYTES:
+                raise ValueError(f"member {member.name!r} is no plain file of at most {block_bytes} bytes")
+    file.seek(0)
+
+
+def _read_block(data: bytes) -> np.ndarray:
+    """The array in the bytes of a .npy file of version 1. Raises ValueError, also where it is not as large as it says."""
+    file = io.BytesIO(data)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("a block of another version of .npy")
+    try:
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    except (
+        SyntaxError,
+        TypeError,
+        RecursionError,
+        tokenize.TokenError,
+    ) as error:  # numpy parses it as Python's literals
+        raise ValueError(f"a block's header is damaged ({error})") from error
+    if dtype.hasobject:
+        raise ValueError("Object arrays cannot be loaded: they are pickles")
+    if fortran or math.prod(shape) * dtype.itemsize != len(data) - file.tell():
+        raise ValueError(f"a block says it has {dtype} {list(shape)} and has {len(data) - file.tell()} bytes")
+    return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape).copy()
 
 
 def find_split(manifest: Manifest, split: str) -> SplitEntry:

@@ -11,10 +11,12 @@ import hashlib
 import json
 import logging
 import os
+import reprlib
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -80,19 +82,32 @@ def load_latest(folder: Path) -> Checkpoint | None:
 def load_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint in folder `path`. Raises CheckpointError when it is damaged, incomplete or of an unknown version."""
     try:
-        meta = json.loads((path / "meta.json").read_text())
+        meta = json.loads((path / "meta.json").read_bytes())
+        if not isinstance(meta, dict) or not isinstance(meta["sha256"], str) or type(meta["step"]) is not int:
+            raise CheckpointError(f"checkpoint {path}: meta.json is not what this program writes")
         if meta["format_version"] != FORMAT_VERSION:
             raise CheckpointError(
-                f"checkpoint {path} has format version {meta['format_version']}; this program knows {FORMAT_VERSION}"
+                f"checkpoint {path} has format version {reprlib.repr(meta['format_version'])}; "
+                f"this program knows {FORMAT_VERSION}"
             )
         found = _sha256(path / "state.safetensors")
         if found != meta["sha256"]:
             raise CheckpointError(
                 f"checkpoint {path} is damaged: sha256 is {found[:12]}, written was {meta['sha256'][:12]}"
             )
-        return Checkpoint(path, int(meta["step"]), load_file(path / "state.safetensors"), meta)
-    except (OSError, KeyError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"checkpoint {path} is incomplete or unreadable ({error!r})") from error
+        return Checkpoint(path, meta["step"], load_file(path / "state.safetensors"), meta)
+    except CheckpointError:
+        raise
+    except (
+        OSError,
+        KeyError,
+        ValueError,
+        RecursionError,
+        SafetensorError,
+    ) as error:  # JSON's and Unicode's are ValueErrors
+        raise CheckpointError(
+            f"checkpoint {path} is incomplete or unreadable ({type(error).__name__}: {str(error)[:300]})"
+        ) from error
 
 
 def _sha256(path: Path) -> str:

@@ -179,11 +179,14 @@ def read_history(folder: Path) -> list[dict[str, float]]:
     """The rows of the run's metrics.jsonl, each with its "step"; a last line cut by a kill is passed over."""
     file = folder / "metrics.jsonl"
     rows = []
-    for line in file.read_text().splitlines() if file.exists() else []:
+    for line in file.read_text(errors="replace").splitlines() if file.exists() else []:
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             break
+        if not isinstance(row, dict) or type(row.get("step")) is not int:
+            break
+        rows.append(row)
     return rows
 
 

@@ -43,7 +43,7 @@ def documents(path: Path) -> list[Document]:
 
 def pins() -> dict[str, str]:
     """Package -> version of constraints.txt."""
-    lines = (ROOT / "constraints.txt").read_text().split()
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     return {name.lower(): version for name, version in (line.split("==") for line in lines)}
 
 
@@ -240,7 +240,7 @@ def server_problems(command: list[str]) -> list[str]:
         found.append("--app-name=basic-auth: the login is to be on")
     if "serve-artifacts" not in options or not options.get("artifacts-destination", "").startswith("s3://"):
         found.append("--serve-artifacts and --artifacts-destination=s3://...: artifacts are to go through the server")
-    if not re.fullmatch(r"postgresql://\w+@\w+:5432/\w+", options.get("backend-store-uri", "")):
+    if not re.fullmatch(r"postgresql\+psycopg2://\w+@\w+:5432/\w+", options.get("backend-store-uri", "")):
         found.append("--backend-store-uri: PostgreSQL without a password (PGPASSWORD has it)")
     hosts = with_defaults(options.get("allowed-hosts", "*")).split(",")
     if not {"mlflow", "mlflow:*", "localhost", "localhost:*"} <= set(hosts) or any(

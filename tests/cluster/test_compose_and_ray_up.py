@@ -68,7 +68,7 @@ def test_login_of_the_server() -> None:
     import sys
 
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["postgresql://mlflow@database:5432/mlflow", "None"]
+    assert done.stdout.split() == ["postgresql+psycopg2://mlflow@database:5432/mlflow", "None"]
 
 
 @pytest.mark.parametrize("path", RAY_UP_FILES, ids=lambda path: path.name)

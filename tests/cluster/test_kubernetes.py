@@ -161,7 +161,7 @@ def test_mlflow_server() -> None:
         if not option.startswith(("--host", "--port", "--workers")):
             assert server_problems([part for part in command if part != option]), option
     assert server_problems([*command, "--allowed-hosts=*"])
-    assert server_problems([*command, "--backend-store-uri=postgresql://mlflow:pass@database:5432/mlflow"])
+    assert server_problems([*command, "--backend-store-uri=postgresql+psycopg2://mlflow:pass@database:5432/mlflow"])
 
 
 def gibibytes(quantity: str) -> float:

@@ -44,7 +44,7 @@ def test_no_secrets(path: Path) -> None:
         "  POSTGRES_PASSWORD=correct-horse",
         'MLFLOW_AUTH_ADMIN_PASSWORD: "swordfish99"',
         "aws_access_key_id = AKIA" + "ABCDEFGHIJKLMNOP",
-        "postgresql://mlflow:pass@database:5432/mlflow",
+        "postgresql+psycopg2://mlflow:pass@database:5432/mlflow",
         "token: " + "0123456789abcdef" * 4,
         "-----BEGIN OPENSSH " + "PRIVATE KEY-----",
     ],

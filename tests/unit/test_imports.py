@@ -15,6 +15,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
         "pipeline.tracking",
         "pipeline.tracking_server",
         "pipeline.delivery",
+        "pipeline.tracking_check",
         "pipeline.registry",
         "pipeline.versions",
         "pipeline.fetched",
