@@ -26,7 +26,7 @@ from jobs.recipes import AUTOENCODER_OF, recipe
 from jobs.registry_wait import as_command, wait_seconds
 from jobs.run_lock import locked, run_folder
 from jobs.stages import Stages
-from jobs.tracked import start_tracker
+from jobs.tracked import deliver_left, start_tracker
 from jobs.train_job import TrainingFailed, total_updates
 from pipeline.config import ConfigError, RBMConfig, RunConfig, flatten, parse_settings
 from pipeline.data.rows import load_rows, read_scaling
@@ -255,6 +255,7 @@ def main(argv: list[str] | None = None) -> int:
             chain = Chain(args, config, autoencoder_config, folder, cache, stages)
             with nullcontext() if args.local else ray_session(cache, max(args.workers, os.cpu_count() or 1)):
                 summary = run_chain(chain)
+            deliver_left(folder, args.command)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last finished stage", file=sys.stderr)
         return 130

@@ -21,14 +21,13 @@ from jobs.tracked import tracker_at
 from jobs.trial import Segment, SweepPlan
 from pipeline.config import flatten
 from pipeline.provenance import without_secrets
-from pipeline.tracking import Tracker, deliver, tracking_uri
+from pipeline.tracking import Tracker
 from pipeline.training.loop import read_history
 
 POLL_SECONDS = 2.0
 WARNING_SECONDS = 60.0
 CLOSE_SECONDS = 5.0
-"""How long the end of a trial's run is waited for; what is left then, `deliver_left` sends."""
-DELIVER_SECONDS = 120.0
+"""How long the end of a trial's run is waited for; what is left then, the end of the sweep sends (tracked.py)."""
 _log = logging.getLogger(__name__)
 
 
@@ -130,15 +129,6 @@ class MarkEnded(tune.Callback):
         note = notes / f"{trial}.json"
         if note.exists() and (name := json.loads(note.read_text()).get("folder")):
             (Path(self.trials) / name / "STOP").touch()
-
-
-def deliver_left(folder: Path) -> bool:
-    """Send what an MLflow server that was away has not got of a sweep's trials. Returns False when some still waits."""
-    deadline, uri = time.monotonic() + DELIVER_SECONDS, tracking_uri()
-    for journal in sorted(folder.glob("progress/*/*.run.spool")):
-        if time.monotonic() > deadline or not deliver(journal.with_suffix(""), uri):
-            return False
-    return True
 
 
 class Watcher:

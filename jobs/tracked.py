@@ -1,6 +1,8 @@
 """The MLflow run of a training folder: started once, found again when the same command goes on."""
 
+import sys
 import threading
+import time
 from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
     from pipeline.tracking import Tracker
 
 EXPERIMENT = "beam"
+DELIVER_SECONDS = 120.0
+"""For the journals of earlier runs that a server which was away has not got; no new one is begun after that."""
 
 
 def start_tracker(
@@ -52,6 +56,21 @@ def tracker_at(
     from pipeline.tracking import Tracker  # not at the top: mlflow takes seconds to import
 
     return Tracker.start(note, EXPERIMENT, name, config, tags, system_metrics=system_metrics, must_answer=must_answer)
+
+
+def deliver_left(folder: Path, command: str, journals: str = "*/mlflow_run_id.spool") -> bool:
+    """Send what the tracking server, while it was away, has not got of the runs below `folder`, which nobody writes now.
+
+    Returns False, after a line that names `command` (it sends the rest later), when some still waits.
+    """
+    from pipeline.tracking import deliver, tracking_uri
+
+    deadline, uri = time.monotonic() + DELIVER_SECONDS, tracking_uri()
+    for journal in sorted(folder.glob(journals)):
+        if time.monotonic() > deadline or not deliver(journal.with_suffix(""), uri):
+            print(f"not all is in MLflow; when the server is back, this sends the rest: {command}", file=sys.stderr)
+            return False
+    return True
 
 
 class StartingTracker:

@@ -95,7 +95,7 @@ def train(args: argparse.Namespace, config: RunConfig) -> int:
         metrics,
         dataset=manifest.dataset,
         data_hash=manifest.hash,
-        mlflow_run_id=None if tracker is None else tracker.run_id,
+        mlflow_run_id=(tracker and tracker.run_id) or None,
         updates=outcome.steps,
         total_updates=outcome.total_steps,
         config=config.to_dict(),

@@ -25,7 +25,7 @@ from jobs.run_lock import locked, run_folder
 from jobs.spaces import as_text, changed_in_flight, space_of
 from jobs.stages import Stages
 from jobs.sweep import OBJECTIVES, STAGES, Sweep, forget_stage, prepare_data, run_sweep, shown_metrics, tags_of
-from jobs.tracked import tracker_at
+from jobs.tracked import deliver_left, tracker_at
 from jobs.train_job import TrainingFailed
 from pipeline.config import ConfigError, RunConfig, parse_settings
 from pipeline.data.shards import read_manifest
@@ -220,11 +220,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     finally:
-        if parent is not None:
-            from jobs.sweep_progress import deliver_left
-
-            if not deliver_left(folder) or not parent.finish(status):
-                print(f"not all of the sweep is in MLflow; when the server is back: {args.command}", file=sys.stderr)
+        # after an interrupt the same command sends the rest
+        if parent is not None and parent.finish(status) and status != "KILLED":
+            deliver_left(folder, args.command, "progress/*/*.run.spool")
     print(last_word(summary, folder, time.perf_counter() - begin))
     return 0
 

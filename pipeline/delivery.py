@@ -56,16 +56,23 @@ class Delivery:
 
         Raises:
             TrackingError: the experiment was deleted, or another thread or process is sending this journal.
-            Exception: whatever mlflow lets through when the server is away; what was not sent still waits.
+            Exception: whatever mlflow lets through when the server is away; what was not sent still waits. So does all of a
+            run that was deleted in MLflow meanwhile.
         """
         try:
             with self.spool.lock.acquire(timeout=LOCK_SECONDS):
                 sent = self.spool.sent()
                 self._find_run(sent)
+                self.spool.sync()
                 self._send_rows(sent)
                 self._send_rest(sent)
         except Timeout:
             raise TrackingError(f"{self.spool.file} is being sent by another thread or process") from None
+
+    def find_run(self) -> None:
+        """Make the run, and send nothing else. Raises as `send`."""
+        with self.spool.lock:
+            self._find_run(self.spool.sent())
 
     # --- the run ------------------------------------------------------------------------------------------------------
 
@@ -152,17 +159,28 @@ class Delivery:
         except Exception as error:
             if not is_refused(error):
                 raise
+            self._check_run()
             if len(metrics) == 1:
                 self._dropped(f"metric {metrics[0].key!r} is refused and dropped ({first_line(error)})")
                 return
             for metric in metrics:  # one by one: only what is wrong is lost
                 self._log_metrics([metric])
 
+    def _check_run(self) -> None:
+        """Raise when it is the run that is refused, and not what is sent to it."""
+        if self.client.get_run(self.spool.run_id).info.lifecycle_stage != "active":
+            raise TrackingError(
+                f"run {self.spool.run_id} was deleted in MLflow; restore it (`mlflow runs restore`), or run the same "
+                "command again for a new one"
+            )
+
     # --- all else -----------------------------------------------------------------------------------------------------
 
     def _send_rest(self, sent: Sent) -> None:
+        kept = sent.rest
         for entry, end in self.spool.entries(sent.rest):
             if entry["kind"] == "metrics":
+                sent.rest = end
                 continue
             if entry["kind"] == "status" and end > self._rows_end(sent):
                 return  # rows came in meanwhile: they go first
@@ -173,8 +191,11 @@ class Delivery:
             except Exception as error:
                 if not is_refused(error):
                     raise
+                self._check_run()
                 self._dropped(f"{_name(entry)} is refused and dropped ({first_line(error)})")
-            sent.rest = end
+            sent.rest = kept = end
+            self.spool.keep(sent)
+        if sent.rest > kept:  # metrics are not read through again
             self.spool.keep(sent)
 
     def _rows_end(self, sent: Sent) -> int:
@@ -198,7 +219,16 @@ class Delivery:
             case "json":
                 client.log_dict(run_id, entry["values"], entry["file"])
             case "status":
+                self._drop_others()
                 client.set_terminated(run_id, entry["status"], entry["time"])
+
+    def _drop_others(self) -> None:
+        """Delete what a request to make the run left that was sent again, by mlflow itself too, and answered late."""
+        run = self.client.get_run(self.spool.run_id)
+        if "spool" in run.data.tags:
+            for other in self.client.search_runs([run.info.experiment_id], f"tags.spool = '{run.data.tags['spool']}'"):
+                if other.info.run_id != run.info.run_id:
+                    self.client.delete_run(other.info.run_id)
 
     def _send_settings(self, run: Run, entry: Mapping[str, Any]) -> None:
         """The run is RUNNING, with params and tags; what an earlier session said of it stays."""

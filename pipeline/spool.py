@@ -8,13 +8,14 @@ last delivery ended. Knows nothing of MLflow (delivery.py sends).
 import json
 import math
 import os
-import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+
+from pipeline.data.shards import replace_file
 
 
 @dataclass
@@ -49,7 +50,7 @@ class Spool:
 
     def name_run(self, run_id: str) -> None:
         """Keep the run's id."""
-        _replace(self.note, run_id)
+        _write(self.note, run_id)
 
     def sent(self) -> Sent:
         """How far the server is."""
@@ -57,7 +58,12 @@ class Spool:
 
     def keep(self, sent: Sent) -> None:
         """Write how far the server is."""
-        _replace(self._sent, json.dumps(asdict(sent)))
+        _write(self._sent, json.dumps(asdict(sent)))
+
+    def sync(self) -> None:
+        """Put the journal on the disk, before any of it is sent: after a power cut it is not shorter than what was sent."""
+        with self.file.open("rb") as file:
+            os.fsync(file.fileno())
 
     def open(self) -> None:
         """Before the first `append` of a process: drop a last line that a kill cut, and learn which steps are in."""
@@ -123,11 +129,6 @@ class Spool:
         return values, sum(e["kind"] != "metrics" for e, _ in self.entries(sent.rest))
 
 
-def _replace(path: Path, text: str) -> None:
-    """Write a file, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _write(path: Path, text: str) -> None:
+    with replace_file(path) as file:
+        file.write(text.encode())

@@ -104,7 +104,7 @@ class Tracker:
         tracker = cls(spool, uri, begun / 1000, system_metrics, interval)
         if must_answer and not spool.run_id:
             try:
-                tracker.delivery.send()
+                tracker.delivery.find_run()  # all else is the thread's: a slow server does not hold up the training
             except TrackingError:
                 raise
             except Exception as error:  # mlflow lets errors of requests, sqlalchemy and its own through

@@ -4,6 +4,7 @@ It sets what mlflow reads at its import, so it comes before every import of mlfl
 """
 
 import os
+import re
 from pathlib import Path
 
 from pipeline.provenance import project_root, without_secrets
@@ -25,7 +26,9 @@ import requests  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 
 _AWAY = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "DEADLINE_EXCEEDED", "REQUEST_LIMIT_EXCEEDED", "ABORTED")
-_REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE", "PERMISSION_DENIED")
+_REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE")  # not 401, 403: a password can be put right
+_LOST_DATABASE = re.compile(r"InterfaceError|PendingRollbackError|InternalError|[Cc]onnect|SSL SYSCALL|in recovery")
+"""MLflow calls a database connection that broke in the middle of a request a BAD_REQUEST, as it does a wrong value."""
 
 
 class TrackingError(ValueError):
@@ -47,7 +50,7 @@ def is_away(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, requests.exceptions.RequestException):
             return True
-        if isinstance(error, MlflowException) and error.error_code in _AWAY:
+        if isinstance(error, MlflowException) and (error.error_code in _AWAY or _lost_database(error)):
             return True
         error = error.__cause__
     return False
@@ -55,7 +58,11 @@ def is_away(error: BaseException | None) -> bool:
 
 def is_refused(error: Exception) -> bool:
     """True when the server says that the request itself is wrong: sending it again is no use."""
-    return isinstance(error, MlflowException) and error.error_code in _REFUSED
+    return isinstance(error, MlflowException) and error.error_code in _REFUSED and not _lost_database(error)
+
+
+def _lost_database(error: MlflowException) -> bool:
+    return error.error_code == "BAD_REQUEST" and bool(_LOST_DATABASE.search(str(error)))
 
 
 def first_line(error: Exception) -> str:
