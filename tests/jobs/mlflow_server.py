@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -75,24 +76,45 @@ class Relay:
     """Passes connections on to a server; may hold each answer back for `delay` seconds, or lose it.
 
     `lose` is a piece of a request, such as b"log-batch": the next request with it reaches the server, whose answer is lost.
+    After `close` nobody listens there, and open connections are cut; `reopen` listens at the same port again.
     """
 
     def __init__(self, port: int):
         self.delay, self.lose, self.lost, self._to = 0.0, b"", 0, port
+        self.passed = 0  # requests, or pieces of them
+        self._open: set[socket.socket] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self.uri = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        threading.Thread(target=self._accept, daemon=True).start()
+        self.port = self._listener.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
 
     def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+        for near in list(self._open):
+            with suppress(OSError):
+                near.shutdown(socket.SHUT_RDWR)
 
-    def _accept(self) -> None:
+    def reopen(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", self.port))
+        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+
+    def _accept(self, listener: socket.socket) -> None:
         while True:
             try:
-                near, _ = self._listener.accept()
+                near, _ = listener.accept()
             except OSError:
                 return
-            threading.Thread(target=self._pass, args=(near,), daemon=True).start()
+            threading.Thread(target=self._serve, args=(near,), daemon=True).start()
+
+    def _serve(self, near: socket.socket) -> None:
+        self._open.add(near)
+        try:
+            self._pass(near)
+        except OSError:  # cut by `close`
+            pass
+        finally:
+            self._open.discard(near)
 
     def _pass(self, near: socket.socket) -> None:
         with near:
@@ -113,6 +135,7 @@ class Relay:
                         if source is near:
                             if self.lose and self.lose in data:
                                 losing, self.lose = True, b""
+                            self.passed += 1
                             far.sendall(data)
                         elif losing:
                             self.lost += 1
