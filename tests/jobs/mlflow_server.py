@@ -55,6 +55,10 @@ class Server:
                 assert time.monotonic() < deadline, (self.folder / "server.log").read_text()[-2000:]
                 time.sleep(0.1)
 
+    @property
+    def running(self) -> bool:
+        return self._process is not None
+
     def kill(self) -> None:
         """SIGKILL to the server and its workers."""
         if self._process is not None:
@@ -89,6 +93,8 @@ class Relay:
         threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
 
     def close(self) -> None:
+        if self._listener.fileno() < 0:
+            return
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         for near in list(self._open):

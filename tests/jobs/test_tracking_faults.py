@@ -5,12 +5,10 @@ once, in order, at the latest when the same command runs again.
 """
 
 import json
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,8 @@ import torch
 from latents import write_latents
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import BAD_REQUEST
 from mlflow_server import Relay, Server
 
 from jobs.recipes import recipe
@@ -45,28 +45,6 @@ TINY = {
     "checkpoint.log_every_updates": 1,
 }
 SETTINGS = [part for key, value in TINY.items() for part in ("--set", f"{key}={value}")]
-
-
-@pytest.fixture(scope="module")
-def server(migrated_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for all tests here; each has runs of its own."""
-    folder = tmp_path_factory.mktemp("server")
-    shutil.copy(migrated_database, folder / "mlflow.db")
-    server = Server(folder)
-    server.start()
-    yield server
-    server.kill()
-
-
-@pytest.fixture
-def relay(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Relay]:
-    """A relay to the server, where this test's jobs log; a request waits for one second, and is not sent again by mlflow."""
-    relay = Relay(server.port)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", relay.uri)
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    yield relay
-    relay.close()
 
 
 @pytest.fixture
@@ -198,7 +176,7 @@ def test_a_request_whose_answer_was_lost_is_not_carried_out_twice(
 ) -> None:
     """Also with mlflow's own retries, which send everything again."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", retries)
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0.1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
     relay.lose = {"log-metric": b"log-batch", "log-artifact": b"mlflow-artifacts/artifacts"}.get(lost, lost.encode())
     folder = data.parent / "runs" / "run"
     config = recipe("celeba_beam", {key: str(value) for key, value in TINY.items()}).to_dict()
@@ -268,7 +246,7 @@ def test_what_a_killed_process_had_not_sent_the_next_one_sends(server: Server, r
 
 
 def test_a_run_that_is_deleted_meanwhile_keeps_its_journal(server: Server, relay: Relay, data: Path) -> None:
-    job, tracker = begin(data)
+    _, tracker = begin(data)
     client = MlflowClient(server.uri)
     client.delete_run(tracker.run_id)
     for step in range(UPDATES):
@@ -283,12 +261,10 @@ def test_a_run_that_is_deleted_meanwhile_keeps_its_journal(server: Server, relay
 
 def test_a_broken_database_connection_is_no_refusal() -> None:
     """MLflow answers BAD_REQUEST to both; only a value that is wrong may be dropped."""
-    from mlflow.exceptions import MlflowException
-
     for text in ("(psycopg2.InterfaceError) connection already closed", "Can't reconnect until invalid transaction is"):
-        error = MlflowException(text, error_code=1000)
+        error = MlflowException(text, error_code=BAD_REQUEST)
         assert error.error_code == "BAD_REQUEST" and is_away(error) and not is_refused(error)
-    error = MlflowException("(psycopg2.errors.StringDataRightTruncation) value too long", error_code=1000)
+    error = MlflowException("(psycopg2.errors.StringDataRightTruncation) value too long", error_code=BAD_REQUEST)
     assert is_refused(error) and not is_away(error)
 
 
