@@ -47,7 +47,6 @@ def test_a_registry_that_comes_back_is_asked_again_and_its_own_no_is_not_waited_
 ) -> None:
     monkeypatch.setenv("REGISTRY_WAIT_SECONDS", "60")
     monkeypatch.setattr(registry_wait, "PAUSE_SECONDS", 0.2)
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     with pytest.raises(RegistryError, match="no-such-model"):
         when_there(look_up, "looking it up", "command")
     relay.close()
@@ -76,7 +75,7 @@ def test_the_main_job_trains_without_the_server_and_its_command_registers_later(
     folder = tmp_path / "runs" / "synthetic-faces-faces_toy"
     command = [sys.executable, "-m", "jobs.celeba_train", "--quick", "--local"]
     command += ["--runs", str(tmp_path / "runs"), "--cache", str(tmp_path / "cache")]
-    environment = {**os.environ, "MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "REGISTRY_WAIT_SECONDS": "3"}
+    environment = {**os.environ, "REGISTRY_WAIT_SECONDS": "3"}
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
     while not (folder / "stages" / "latents.json").exists():
