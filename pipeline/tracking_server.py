@@ -3,6 +3,7 @@
 It sets what mlflow reads at its import, so it comes before every import of mlflow.
 """
 
+import logging
 import os
 import re
 from pathlib import Path
@@ -21,6 +22,9 @@ for _name, _value in {
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
 }.items():
     os.environ.setdefault(_name, _value)
+
+if (_retries := logging.getLogger("urllib3.connectionpool")).level == logging.NOTSET:
+    _retries.setLevel(logging.ERROR)  # several lines for every request to a dead server; our own say it once a minute
 
 import requests  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
