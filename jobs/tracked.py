@@ -77,7 +77,7 @@ class StartingTracker:
     """`start_tracker` in a thread: training begins meanwhile, and rows wait until the run is there.
 
     MLflow's import, a new database's tables and a slow server take seconds. When the run cannot be started, the next `log`
-    (or `finish`) raises what `start_tracker` raised.
+    (or `finish`) raises what `start_tracker` raised. A training that is gone on with needs no server.
     """
 
     def __init__(self, folder: Path, config: RunConfig, dataset: str, data_hash: str):
@@ -85,10 +85,11 @@ class StartingTracker:
         self._tracker: Future[Tracker] = Future()
         self._folder = folder
         self._rows: list[tuple[int, Mapping[str, float]]] = []
+        new = not read_history(folder)  # a kill may have come before the run was made
 
         def start() -> None:
             try:
-                self._tracker.set_result(start_tracker(folder, config, dataset, data_hash, must_answer=True))
+                self._tracker.set_result(start_tracker(folder, config, dataset, data_hash, must_answer=new))
             except BaseException as error:
                 self._tracker.set_exception(error)
 
