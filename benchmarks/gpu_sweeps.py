@@ -6,9 +6,12 @@ calls by CUDA events, after a warm-up, in interleaved rounds. Without a CUDA dev
 """
 
 import argparse
+import functools
+import importlib.metadata
 import json
 import statistics
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -71,14 +74,33 @@ def contenders(rows: torch.Tensor, chains: int, sweeps: int) -> dict[str, Callab
             with torch.no_grad():
                 o._sweep(0, o.rbm.couplings())
 
-        at = {"step": 0}
-
-        def update(o: BeamObjective = full, at: dict[str, int] = at) -> None:
+        def update(o: BeamObjective, at: Counter[str]) -> None:
             o.step(at["step"], measure=False)
             at["step"] += 1
 
-        calls |= {f"{kernel}: bare sweeps": sweep, f"{kernel}: update with the adversary": update}
+        calls |= {
+            f"{kernel}: bare sweeps": sweep,
+            f"{kernel}: update, likelihood alone": functools.partial(update, alone, Counter()),
+            f"{kernel}: update with the adversary": functools.partial(update, full, Counter()),
+        }
     return calls
+
+
+def limits() -> dict[str, float]:
+    """What this device reaches in the large, and what 200 dependent launches in a graph cost when they do nothing."""
+    big = torch.empty(2**28, device="cuda")
+    other, one = torch.empty_like(big), torch.zeros(1, device="cuda")
+    found = {"copy_terabytes_per_second": 2 * big.nbytes / milliseconds(lambda: other.copy_(big), 10) / 1e9}
+    for name, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
+        square = torch.randn(8192, 8192, device="cuda", dtype=dtype)
+        square @ square
+        found[f"{name}_teraflops"] = 2 * 8192**3 / milliseconds(lambda m=square: m @ m, 5) / 1e9  # type: ignore[misc]
+    one.add_(1)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(200):
+            one.add_(1)
+    return {**found, "milliseconds_of_200_empty_launches": milliseconds(graph.replay, 20)}
 
 
 def main() -> int:
@@ -96,8 +118,11 @@ def main() -> int:
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
+        "triton": importlib.metadata.version("triton"),
+        "limits": limits(),
         "cases": {},
     }
+    print(", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in record["limits"].items()))
     for name, (chains, sweeps) in CASES.items():
         calls = contenders(rows, chains, sweeps)
         for call in calls.values():

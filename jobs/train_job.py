@@ -9,17 +9,19 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from data_prep.manifest import write_json
 from jobs.ray_session import ray_session
 from pipeline.comm import Comm
 from pipeline.config import AutoencoderConfig, ConfigError, GANConfig, RBMConfig, RunConfig
-from pipeline.data.rows import load_rows
-from pipeline.data.shards import ShardError, load_split, read_manifest
+from pipeline.data.rows import read_scaling
+from pipeline.data.shards import ShardError, read_manifest
+from pipeline.data.sound import load_sound_rows
 from pipeline.training.autoencoder import VALUES, AutoencoderObjective
 from pipeline.training.beam import BeamObjective
 from pipeline.training.checkpoint import load_latest
@@ -50,8 +52,17 @@ class TrainingFailed(RuntimeError):
     """A run that ended without a result; says why and what is left."""
 
 
-def make_objective(job: TrainJob, comm: Comm) -> Objective:
-    """The objective of the job's config on the job's shards. Raises ShardError or ConfigError on what does not fit."""
+class JobRows(NamedTuple):
+    """What a job trains on, as its objective takes it."""
+
+    train: Tensor
+    valid: Tensor
+    skipped: dict[str, Any]
+    """Damaged rows left out: {"rows": number, "which": digest}; empty when there were none."""
+
+
+def load_job_rows(job: TrainJob, comm: Comm) -> JobRows:
+    """The rows of the job's shards, the same on all workers. Raises ShardError or ConfigError on what does not fit."""
     config, data = RunConfig.from_dict(job.config), Path(job.data_dir)
     kind = read_manifest(data).kind
     model = config.model
@@ -63,14 +74,30 @@ def make_objective(job: TrainJob, comm: Comm) -> Objective:
         raise ConfigError(
             f"data.scaling = {config.data.scaling!r}: pixels are taken as they are; leave it at 'manifest'"
         )
+    train, valid = (load_sound_rows(data, split, config.data.max_skipped_share) for split in ("train", "valid"))
+    digest = (train.digest + valid.digest) >> 1
+    # with other files on one machine its workers would make other steps, and the group would hang or drift apart
+    if not comm.same(digest):
+        raise ShardError(
+            f"the workers left out different rows of {data}: it is damaged on some machines and not on others; copy it anew"
+        )
+    number = len(train.skipped) + len(valid.skipped)
+    skipped = {"rows": number, "which": digest} if number else {}
     if of_pixels:
-        train_rows, valid_rows = (load_split(data, split) for split in ("train", "valid"))
-    else:
-        train_rows, valid_rows = (load_rows(data, split, config.data.scaling) for split in ("train", "valid"))
-    if isinstance(model, GANConfig):
-        return GanObjective(config, train_rows, valid_rows, comm)
-    objective = BeamObjective if isinstance(model, RBMConfig) else AutoencoderObjective
-    return objective(config, train_rows, valid_rows, comm)
+        return JobRows(train.rows, valid.rows, skipped)
+    scaling = read_scaling(data, config.data.scaling)
+    return JobRows(scaling.apply(train.rows), scaling.apply(valid.rows), skipped)
+
+
+def make_objective(
+    job: TrainJob, comm: Comm, config: RunConfig | None = None, rows: JobRows | None = None
+) -> Objective:
+    """The objective of `config` on `rows`; None: the job's own. Raises as `load_job_rows`."""
+    config, rows = config or RunConfig.from_dict(job.config), rows or load_job_rows(job, comm)
+    if isinstance(config.model, GANConfig):
+        return GanObjective(config, rows.train, rows.valid, comm)
+    objective = BeamObjective if isinstance(config.model, RBMConfig) else AutoencoderObjective
+    return objective(config, rows.train, rows.valid, comm)
 
 
 def run_worker(job: TrainJob, comm: Comm, stop: StopRequest) -> Iterator[Progress]:
@@ -83,7 +110,10 @@ def run_worker(job: TrainJob, comm: Comm, stop: StopRequest) -> Iterator[Progres
         "torch": torch.__version__,
         "device": comm.device.type,
     }
-    yield from train(lambda: make_objective(job, comm), config, folder, comm, stop, meta, job.until)
+    rows = load_job_rows(job, comm)
+    if rows.skipped:
+        meta["skipped"] = rows.skipped
+    yield from train(lambda c: make_objective(job, comm, c, rows), config, folder, comm, stop, meta, job.until)
 
 
 def train_local(job: TrainJob) -> Iterator[dict[str, Any]]:
@@ -175,6 +205,9 @@ def run_training(
 
                 use_gpu = ray.cluster_resources().get("GPU", 0) >= workers
                 steps = follow(train_on_ray(job, workers, use_gpu))
+    found = load_latest(folder / "checkpoints")
+    if found is not None and "total_steps" in found.meta:  # epochs are shorter when damaged rows were left out
+        total = int(found.meta["total_steps"])
     history = read_history(folder)
     reached = int(history[-1]["step"]) if history else 0
     return Outcome(reached, total, time.perf_counter() - start, history, steps == 0 and reached >= total)

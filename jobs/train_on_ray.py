@@ -6,22 +6,26 @@ file. A killed worker is replaced and the group goes on from the last checkpoint
 
 import json
 import logging
+import os
 import signal
 import threading
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from jobs.train_job import TrainingFailed, TrainJob, run_worker
-from pipeline.comm import Comm
+from pipeline.comm import Comm, lost_a_peer
 from pipeline.training.loop import StopRequest, read_history
 from pipeline.training.objective import NonFinite
 
 POLL_SECONDS = 0.5
 MAX_FAILURES = 8
 """Worker failures after which Ray gives up; each one costs the updates since the last checkpoint."""
+COLLECTIVE_TIMEOUT_SECONDS = 600
+"""Longest wait in one collective, or for one; longer than the slowest checkpoint and evaluation of the first worker."""
 _log = logging.getLogger(__name__)
 
 
@@ -37,7 +41,11 @@ class _FileStop(StopRequest):
 
 
 def _ray_worker(values: dict[str, Any]) -> None:
-    """The function that every Ray Train worker runs; a diverged run ends it quietly, since a retry would diverge again."""
+    """The function that every Ray Train worker runs; a diverged run ends it quietly, since a retry would diverge again.
+
+    A worker that died is no error of this function. An error of its own is tried again once: the same one twice in
+    succession ends the run with it.
+    """
     import ray.train
     import ray.train.torch
 
@@ -59,9 +67,29 @@ def _ray_worker(values: dict[str, Any]) -> None:
             if progress.evaluated:  # a report waits for Ray's controller, which looks every 2 seconds
                 ray.train.report({"step": progress.step, **progress.metrics})
     except (NonFinite, ValueError) as error:
-        (folder / "failure.json").write_text(json.dumps({"error": str(error)}))
+        write_first(folder / "failure.json", str(error))
         if not isinstance(error, NonFinite) and comm.world_size > 1:
             raise  # perhaps on this worker alone: end the group, or the others would wait for it
+    except Exception as error:
+        text = f"rank {comm.rank}: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+        if not lost_a_peer(error):  # those who miss a worker in a collective have nothing to say
+            said = folder / f"error-{comm.rank}.txt"
+            if said.exists() and said.read_text() == text:
+                write_first(folder / "failure.json", f"{text} (twice in succession)")
+            said.write_text(text)
+        raise
+
+
+def write_first(file: Path, error: str) -> None:
+    """Keep `error` as {"error": ...}, whole, unless another worker was first."""
+    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex[:12]}.tmp")
+    temporary.write_text(json.dumps({"error": error}))
+    try:
+        os.link(temporary, file)  # fails when it is there, unlike a rename
+    except FileExistsError:
+        pass
+    finally:
+        temporary.unlink()
 
 
 def make_trainer(job: TrainJob, workers: int, use_gpu: bool, callbacks: Sequence[Any] = ()) -> Any:
@@ -74,10 +102,12 @@ def make_trainer(job: TrainJob, workers: int, use_gpu: bool, callbacks: Sequence
     folder = Path(job.folder)
     for stale in ("STOP", "failure.json", "worker.log"):
         (folder / stale).unlink(missing_ok=True)
+    for said in folder.glob("error-*.txt"):
+        said.unlink()
     return TorchTrainer(
         _ray_worker,
         train_loop_config=asdict(job),
-        torch_config=NodeTorchConfig(backend="nccl" if use_gpu else "gloo"),
+        torch_config=NodeTorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_SECONDS),
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=use_gpu,
@@ -125,9 +155,10 @@ def train_on_ray(job: TrainJob, workers: int, use_gpu: bool) -> Iterator[dict[st
     if (folder / "failure.json").exists():
         raise TrainingFailed(json.loads((folder / "failure.json").read_text())["error"])
     if errors:
+        said = sorted(folder.glob("error-*.txt"), key=lambda file: file.stat().st_mtime)
+        why = said[0].read_text() if said else str(errors[0]).strip().splitlines()[-1]
         raise TrainingFailed(
-            f"Ray Train gave up: {str(errors[0]).strip().splitlines()[-1]}; the last checkpoint in {folder} is whole, and the "
-            "same command goes on from it"
+            f"Ray Train gave up: {why}; the last checkpoint in {folder} is whole, and the same command goes on from it"
         ) from errors[0]
 
 

@@ -36,6 +36,11 @@ def snap_to_grid(values: Tensor) -> Tensor:
     return values.to(torch.float64, copy=True).add_(_SNAP).sub_(_SNAP)
 
 
+def lost_a_peer(error: BaseException) -> bool:
+    """True for what a collective raises when another worker is gone or late: the cause is that worker's own error."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
+
+
 class PendingGather(NamedTuple):
     """A gather under way; `wait()` returns the gathered rows."""
 

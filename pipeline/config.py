@@ -427,9 +427,14 @@ class DataConfig:
     divided by one number, the root mean square of the columns' standard deviations (both of the train split), so that a
     recipe works alike on data that are shifted or in another unit. Of models of rows; a packaged model gives rows back in the
     data's own units."""
+    max_skipped_share: float = 0.0
+    """Largest share of a split's rows that may be left out because they are damaged: a shard that is missing or not what its
+    manifest says, rows with values that are not finite. 0: the run stops at the first."""
 
     def __post_init__(self) -> None:
         _require(self.batch_size >= 1, "data.batch_size", self.batch_size, "at least 1")
+        share = self.max_skipped_share
+        _require(0 <= share < 1, "data.max_skipped_share", share, "at least 0 and below 1")
 
 
 @dataclass(frozen=True)
@@ -487,6 +492,20 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class DivergenceConfig:
+    """What happens when a gradient or a particle is not finite."""
+
+    restarts: int = 0
+    """Times that the run may go back to its last checkpoint and on with a smaller learning rate; 0: it stops."""
+    rate_factor: float = 0.5
+    """Of all learning rates at each restart: after n restarts they are rate_factor^n times what the schedules say."""
+
+    def __post_init__(self) -> None:
+        _require(self.restarts >= 0, "divergence.restarts", self.restarts, "at least 0")
+        _require(0 < self.rate_factor < 1, "divergence.rate_factor", self.rate_factor, "between 0 and 1, both excluded")
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Everything that defines a run. `sampler` and `critic` belong to a BEAM; an autoencoder and a GAN have none."""
 
@@ -502,6 +521,7 @@ class RunConfig:
     schedules: Schedules = field(default_factory=Schedules)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    divergence: DivergenceConfig = field(default_factory=DivergenceConfig)
 
     def __post_init__(self) -> None:
         _require(self.epochs_scale > 0, "epochs_scale", self.epochs_scale, "positive")
@@ -535,6 +555,17 @@ class RunConfig:
             second = self.schedules.adversarial
             none = not (second.epochs or second.updates)
             _require(none, "schedules.adversarial", second, "of length 0: a GAN's one phase is schedules.likelihood")
+
+    def with_rates(self, factor: float) -> "RunConfig":
+        """A copy with the learning rates of both phases multiplied by `factor`."""
+
+        def scaled(phase: Phase) -> Phase:
+            rule = phase.learning_rate
+            return dataclasses.replace(phase, learning_rate=dataclasses.replace(rule, initial=factor * rule.initial))
+
+        both = self.schedules
+        schedules = dataclasses.replace(both, likelihood=scaled(both.likelihood), adversarial=scaled(both.adversarial))
+        return dataclasses.replace(self, schedules=schedules)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-able dict; where a field may hold several dataclasses, `kind` names the one (not the nearest-neighbor

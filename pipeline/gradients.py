@@ -19,7 +19,7 @@ def data_weights(gamma: float, num_local: int, num_data: int, like: Tensor) -> T
 
 
 def particle_weights(
-    gamma: float, scores: Tensor | None, mean_score: float, num_particles: int, like: Tensor
+    gamma: float, scores: Tensor | None, mean_score: float | Tensor, num_particles: int, like: Tensor
 ) -> Tensor:
     """Weights [m] of this worker's particles in the ascent direction.
 

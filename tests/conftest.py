@@ -17,5 +17,5 @@ if not torch.cuda.is_available():
 _token = tempfile.mkdtemp()
 atexit.register(shutil.rmtree, _token, ignore_errors=True)
 prepare_environment(Path(_token))  # Ray reads it when a test module imports it, before any test runs
-for folder in ("exact", "statistical", "distributed"):
+for folder in ("exact", "statistical", "distributed", "jobs"):
     sys.path.insert(0, str(Path(__file__).parent / folder))

@@ -58,6 +58,6 @@ def class_shares(rows: Tensor, num_data: int, num_particles: int, dtype: torch.d
 
     With equal numbers this is plain counting; otherwise each class as a whole weighs the same.
     """
-    data = torch.tensor(1 / num_data, dtype=dtype, device=rows.device)
-    particle = torch.tensor(-1 / num_particles, dtype=dtype, device=rows.device)
+    data = torch.full((), 1 / num_data, dtype=dtype, device=rows.device)
+    particle = torch.full((), -1 / num_particles, dtype=dtype, device=rows.device)
     return torch.where(rows < num_data, data, particle)

@@ -143,9 +143,10 @@ class NeighborCritic:
         if hide:
             assert first_particle is not None
             own = memory.num_data + first_particle + torch.arange(len(queries), device=rows.device)
-            others = rows != own[:, None]
-            others[:, -1] &= ~others[:, :-1].all(1)  # own row not among them: drop the farthest instead
-            rows = rows[others].view(len(queries), k)
+            # where it stands among the neighbors; not among them: at the farthest's place
+            place = torch.where((rows == own[:, None]).any(1), (rows == own[:, None]).int().argmax(1), k)
+            columns = torch.arange(k, device=rows.device)
+            rows = rows.gather(1, columns + (columns >= place[:, None]))
         shares = class_shares(rows, memory.num_data, memory.num_particles, queries.dtype)
         return score_neighbors(shares, distances_to(queries, memory.features, rows), self.config)
 

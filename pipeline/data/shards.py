@@ -34,6 +34,8 @@ from torch import Tensor
 from webdataset.tariterators import tar_file_iterator
 from webdataset.writer import TarWriter
 
+from pipeline.disk import naming_a_full_disk
+
 MANIFEST_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 BLOCK_ROWS = 256
@@ -179,11 +181,11 @@ def replace_file(path: Path) -> Iterator[IO[bytes]]:
     """Gives a file to write that becomes `path` when all of it is on disk, and nothing when the body raises.
 
     A killed process leaves `.NAME.ID.tmp` beside `path`; the name is unique, so that a retried task cannot meet the
-    first attempt that still runs.
+    first attempt that still runs. A full disk raises DiskFull with the path.
     """
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:12]}.tmp"
     try:
-        with temporary.open("xb") as file:
+        with naming_a_full_disk(path), temporary.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -257,9 +259,17 @@ def check_shard(directory: str | Path, entry: ShardEntry, verify: bool = True) -
 
 
 def iterate_blocks(
-    directory: str | Path, manifest: Manifest, entry: ShardEntry, start: int, stop: int, verify: bool
+    directory: str | Path,
+    manifest: Manifest,
+    entry: ShardEntry,
+    start: int,
+    stop: int,
+    verify: bool,
+    finite: bool = True,
 ) -> Iterator[np.ndarray]:
     """Yields rows [start, stop) of one shard in order, in arrays of at most 256 rows; stops reading at `stop`.
+
+    With `finite` false, values that are not finite are for the caller to find.
 
     Raises:
         ShardError: the shard is missing, damaged, or does not hold the rows that the manifest promises.
@@ -279,7 +289,7 @@ def iterate_blocks(
                         f"shard {path}, block {member['fname']} holds {block.dtype} {list(block.shape)}, "
                         f"its manifest says {dtype} {list(expected)}; {_REPAIR}"
                     )
-                if block.dtype.kind == "f" and not np.isfinite(block).all():
+                if finite and block.dtype.kind == "f" and not np.isfinite(block).all():
                     raise ShardError(f"shard {path}, block {member['fname']} has values that are not finite; {_REPAIR}")
                 yield block[max(start - position, 0) : stop - position]
                 position += len(block)

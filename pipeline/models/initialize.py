@@ -39,7 +39,7 @@ def initialize_rbm(config: RBMConfig, data: Tensor, seed: int, device: torch.dev
     rbm.weights.copy_(noise * math.sqrt(2 / (config.num_visible + config.num_hidden)))
     mean = data.double().mean(0)
     if isinstance(rbm.visible, Gaussian):
-        variance = data.double().var(0).lerp(torch.ones((), dtype=torch.float64), config.initial_smoothing)
+        variance = data.double().var(0).lerp(torch.ones_like(mean), config.initial_smoothing)
         std = (config.initial_std * variance.sqrt()).clamp(min=config.min_std)
         if config.fixed_std is not None:
             std = torch.full_like(std, config.fixed_std)

@@ -63,6 +63,8 @@ class DrivenGibbs:
 
         `couplings` are `rbm.couplings()` of the present parameters, where the caller has them already.
         """
+        if self.num_sweeps == 0:
+            return chains
         couplings = couplings or rbm.couplings()
         for _ in range(self.num_sweeps):
             beta = self.process.step(chains.beta, random)

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.comm import Comm, ExactSum, snap_to_grid, split_rows
+from pipeline.comm import Comm, split_rows
 from pipeline.config import AnyCriticConfig, NaturalGradientConfig, Phase, PowerLaw, RBMConfig, RunConfig, SamplerConfig
 from pipeline.critics.build import build_recall
 from pipeline.critics.memory import Wire
 from pipeline.critics.recall import Recall
 from pipeline.data.batches import Batches
 from pipeline.models.initialize import initialize_rbm
-from pipeline.models.rbm import Couplings, Hidden
+from pipeline.models.rbm import Couplings
 from pipeline.natural_gradient import natural_step
 from pipeline.optimizers import build_optimizer, load_optimizer_state, optimizer_state, set_learning_rate
 from pipeline.samplers.driven import DrivenGibbs, GammaProcess, plain_gibbs
@@ -27,9 +27,10 @@ from pipeline.samplers.gibbs import ChainState, blocks_stand_alone
 from pipeline.samplers.protocols import WideStart
 from pipeline.schedules import learning_rate, noise_std
 from pipeline.streams import Random, RowStreams, stream, stream_seed
-from pipeline.training.block import Block, Counts, Measurements, Particles, ascent_direction
+from pipeline.training.block import Block, Counts, Measurements
 from pipeline.training.monitors import Monitors
 from pipeline.training.objective import Evaluation, NonFinite
+from pipeline.training.terms import GradientSums
 
 if TYPE_CHECKING:
     from pipeline.samplers.fused import FusedGibbs
@@ -92,10 +93,9 @@ class BeamObjective:
         self.recall = self._build_recall()
         """The critic and its memory; None when no phase has an adversary."""
 
-        shapes = {name: p.shape for name, p in self.rbm.named_parameters()}
-        scalars = ("beta", "beta_square")
-        self.sums = ExactSum(
-            {**shapes, "hidden_mean": (config.model.num_hidden,), **{k: () for k in scalars}}, comm.device
+        rows = s.num_chains + config.data.batch_size
+        self.terms = GradientSums(
+            self.rbm, comm, self.block_chains, self.feature, self.generators, self.recall, rows, self.fused is not None
         )
         self.measurements = Measurements(self.rbm, comm.device)
         epochs = self.batches.steps_per_epoch
@@ -132,42 +132,26 @@ class BeamObjective:
         """One update; see Objective.step. All returned numbers are global."""
         gamma = self.position(step).phase.gamma
         counts = Counts(self.batches.size(step), self.sampler_config.num_chains)
-        couplings = self.rbm.couplings()
+        couplings = self.rbm.couplings() if self.fused is None else None
         data = [self._data(step, i) for i in range(len(self.blocks))]
-        blocks = [
-            self._block(i, data[i], visible, couplings, gamma) for i, visible in enumerate(self._sweep(step, couplings))
-        ]
+        visible = self._sweep(step, couplings)
         recall = self.recall if gamma < 1 else None
         # what it remembers has traveled during the sweeps; while that is nothing, the step is plain PCD
         critic = recall if recall is not None and recall.ready(step) else None
-        mean_score = 0.0
-        if critic is not None:
-            scores = critic.score([block.particles.features for block in blocks], self.block_chains, own=True)
-            blocks = [block._replace(scores=t) for block, t in zip(blocks, scores)]
-            mean_score = self._mean_score(blocks)
-
-        self.sums.zero_()
-        for block, chains in zip(blocks, self.chains):
-            weight = 1.0 if critic is None else gamma
-            self.sums.add_(ascent_direction(self.rbm, block, weight, mean_score, counts))
-            beta = self._at_one(chains).beta.double()
-            self.sums.add_(
-                {
-                    "hidden_mean": block.data_hidden.states.sum(0) / counts.data,
-                    "beta": beta.sum() / counts.particles,
-                    "beta_square": beta.square().sum() / counts.particles,
-                }
-            )
-        sums = self.sums.reduce(self.comm)
-        if bad := self.sums.first_bad():
-            raise NonFinite(f"the gradient of {bad}" if bad in dict(self.rbm.named_parameters()) else bad, step)
-        rate, beta_mean = self.learning_rate(step), float(sums["beta"])
+        betas = [self._at_one(chains).beta for chains in self.chains]
+        blocks, mean = self.terms.take(data, visible, betas, gamma, critic is not None, counts, couplings)
+        sums = self.terms.sums.reduce(self.comm)
+        if bad := self.terms.sums.first_bad():
+            quantity = f"the gradient of {bad}" if bad in dict(self.rbm.named_parameters()) else bad
+            raise NonFinite(quantity, step, self._ranks_with_bad_rows(blocks))
+        rate = self.learning_rate(step)
+        beta_mean, beta_square, mean_score = torch.stack([sums["beta"], sums["beta_square"], mean]).tolist()
         report = {
             "gamma": gamma,
             "epoch": step / self.batches.steps_per_epoch,
             "learning_rate": rate,
             "beta_mean": beta_mean,
-            "beta_std": max(0.0, float(sums["beta_square"]) - beta_mean**2) ** 0.5,
+            "beta_std": max(0.0, beta_square - beta_mean**2) ** 0.5,
             **({} if critic is None else {"score_particles": mean_score}),
         }
         if measure:
@@ -226,21 +210,21 @@ class BeamObjective:
         seed = stream_seed(self.config.seed, "fused sweeps")
         return FusedGibbs(self.rbm, self.sampler, sum(rows), first, seed, precision)
 
-    def _sweep(self, step: int, couplings: Couplings) -> list[Tensor]:
+    def _sweep(self, step: int, couplings: Couplings | None) -> list[Tensor]:
         """Move this worker's chains; returns the visible states [m, V] of each block that enter the statistics."""
         if not self.merged:
             return [self._sweep_rows(step, [i], g, couplings)[0] for i, g in enumerate(self.generators)]
         every = range(len(self.blocks))
         return self._sweep_rows(step, every, RowStreams(self.generators, [len(c.beta) for c in self.chains]), couplings)
 
-    def _sweep_rows(self, step: int, which: Sequence[int], random: Random, couplings: Couplings) -> list[Tensor]:
+    def _sweep_rows(self, step: int, which: Sequence[int], random: Random, couplings: Couplings | None) -> list[Tensor]:
         """`_sweep` of some blocks as one tensor."""
         rows = [len(self.chains[i].beta) for i in which]
         moved = self.chains[which[0]]
         if len(which) > 1:
             moved = ChainState(*(torch.cat(columns) for columns in zip(*(self.chains[i] for i in which))))
         if self.fused is not None:
-            moved = self.fused.run(moved, random, couplings, step)
+            moved = self.fused.run(moved, random, step)
         else:
             moved = self.sampler.run(self.rbm, moved, random, couplings)
         for i, parts in zip(which, zip(*(column.split(rows) for column in moved))):
@@ -252,30 +236,11 @@ class BeamObjective:
         # copies: products of a tensor that begins amid another one may differ in bits
         return [part.clone() for part in visible.split(rows)]
 
-    def _block(self, i: int, data: Tensor, visible: Tensor, couplings: Couplings, gamma: float) -> Block:
-        """What this worker's i-th block brings to a step: its data rows and its particles."""
-        generator = self.generators[i]
-        data_hidden = self.rbm.hidden_statistics(data, couplings)
-        hidden = self.rbm.hidden_statistics(visible, couplings)
-        if self.feature == "hidden_sample" and gamma < 1:
-            hidden = Hidden(self._sample_hidden(visible, generator), None)
-            features, data_features = hidden.states, self._sample_hidden(data, generator)
-        elif self.feature == "visible":
-            features, data_features = visible, data
-        else:
-            features, data_features = hidden.states, data_hidden.states
-        return Block(data, data_hidden, data_features, Particles(visible, hidden, features), None)
-
-    def _sample_hidden(self, visible: Tensor, generator: torch.Generator) -> Tensor:
-        return self.rbm.hidden.sample_(self.rbm.hidden.bias + self.rbm.hidden_field(visible), None, generator)
-
-    def _mean_score(self, blocks: list[Block]) -> float:
-        """Mean of T over the particles of all workers."""
-        total = torch.zeros(1, dtype=torch.float64, device=self.comm.device)
-        for block in blocks:
-            assert block.scores is not None
-            total += snap_to_grid(block.scores).sum()  # exact, so in any order
-        return float(self.comm.sum_(total)) / self.sampler_config.num_chains
+    def _ranks_with_bad_rows(self, blocks: list[Block]) -> list[int]:
+        """The workers whose data or particles are not finite; collective, so all workers know."""
+        finite = all(bool(torch.isfinite(rows).all()) for b in blocks for rows in (b.data, b.particles.visible))
+        flags = self.comm.gather(torch.tensor([not finite], device=self.comm.device), [1] * self.comm.world_size)
+        return flags.nonzero()[:, 0].tolist()
 
     def _build_recall(self) -> Recall | None:
         phases = self.config.schedules
@@ -310,10 +275,12 @@ class BeamObjective:
         if self.optimizer is None:
             self._natural_update(sums, rate, step, blocks)
         else:
-            for name, parameter in self.rbm.named_parameters():
+            gradients = []
+            for parameter in self.rbm.parameters():
                 if parameter.grad is None:
                     parameter.grad = torch.empty_like(parameter)
-                parameter.grad.copy_(sums[name])
+                gradients.append(parameter.grad)
+            torch._foreach_copy_(gradients, [sums[name] for name, _ in self.rbm.named_parameters()])
             set_learning_rate(self.optimizer, rate)
             self.optimizer.step()
         model = self.rbm.config

@@ -55,7 +55,9 @@ def weighted_gradient(rbm: RBM, block: Block, on_data: Tensor, on_particles: Ten
     return {name: first[name] + second[name] for name in first}
 
 
-def ascent_direction(rbm: RBM, block: Block, gamma: float, mean_score: float, counts: Counts) -> dict[str, Tensor]:
+def ascent_direction(
+    rbm: RBM, block: Block, gamma: float, mean_score: float | Tensor, counts: Counts
+) -> dict[str, Tensor]:
     """A block's share of gamma dL + (1 - gamma) dA; the sum over all blocks is the ascent direction."""
     on_data = data_weights(gamma, len(block.data), counts.data, block.data)
     visible = block.particles.visible

@@ -21,9 +21,12 @@ import torch
 from pipeline.comm import Comm
 from pipeline.config import RunConfig, flatten
 from pipeline.data.shards import replace_file
+from pipeline.disk import naming_a_full_disk
 from pipeline.training.checkpoint import Checkpoint, load_latest, save_checkpoint
-from pipeline.training.objective import Objective
+from pipeline.training.objective import NonFinite, Objective
 
+STOP_SECONDS = 5.0
+"""About how long a requested stop may go unnoticed when updates are slow; a preempted machine has 30 s."""
 _log = logging.getLogger(__name__)
 
 
@@ -44,7 +47,7 @@ class Progress(NamedTuple):
 
 
 class StopRequest:
-    """Set by Ctrl-C or SIGTERM; the loop looks at it every checkpoint.log_every_updates updates."""
+    """Set by Ctrl-C or SIGTERM; the loop looks at it every checkpoint.log_every_updates updates, or STOP_SECONDS."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -67,7 +70,7 @@ class StopRequest:
 
 
 def train(
-    build: Callable[[], Objective],
+    build: Callable[[RunConfig], Objective],
     config: RunConfig,
     folder: Path,
     comm: Comm,
@@ -78,18 +81,55 @@ def train(
     """Train to the end, or until a stop is requested; continue from the newest whole checkpoint in `folder`.
 
     Args:
-        build: makes the objective; called once.
+        build: makes the objective of the config that it is given: the run's own, or after a restart the same with smaller
+            learning rates (config.divergence). Called once, and once more for each restart.
         config: of the run; a folder that holds another config's checkpoints is refused (ValueError).
         folder: the run's folder, seen by all workers; holds checkpoints/, samples/ and metrics.jsonl.
         comm: this worker's group.
-        stop: asked every checkpoint.log_every_updates updates; any worker's request stops all.
+        stop: asked every checkpoint.log_every_updates updates, more often when they are slow; any worker's request stops all.
         meta: further facts for the checkpoint's meta.json (data hash, versions).
         until: number of updates after which to end, evaluated and with a checkpoint; None: the run's own end.
 
     Raises:
-        NonFinite: on all workers together; the last checkpoint stays as it is.
+        NonFinite: on all workers together, when no restart is left; the last checkpoint stays as it is.
+        DiskFull: on the first worker; the last checkpoint stays as it is.
     """
-    objective = build()
+    restarts: int | None = None
+    while True:
+        try:
+            yield from _train_until_it_diverges(build, config, folder, comm, stop, meta, until, restarts)
+            return
+        except NonFinite as error:
+            # the count is the last checkpoint's and what came since: a killed run diverges, and counts, again
+            restarts = 1 + (_restarts_behind(folder) if restarts is None else restarts)
+            if restarts > config.divergence.restarts:
+                raise
+            _log.warning(
+                "%s. Restart %d of %d from the last checkpoint, learning rates times %g",
+                *(error, restarts, config.divergence.restarts, config.divergence.rate_factor**restarts),
+            )
+
+
+def _restarts_behind(folder: Path) -> int:
+    """Restarts after divergence that the newest whole checkpoint has behind it."""
+    found = load_latest(folder / "checkpoints")
+    return 0 if found is None else int(found.meta.get("restarts", 0))
+
+
+def _train_until_it_diverges(
+    build: Callable[[RunConfig], Objective],
+    config: RunConfig,
+    folder: Path,
+    comm: Comm,
+    stop: StopRequest,
+    meta: dict[str, Any],
+    until: int | None,
+    restarts: int | None,
+) -> Iterator[Progress]:
+    """One stretch of `train`; `restarts` is the count so far, None: the checkpoint's."""
+    if restarts is None:
+        restarts = _restarts_behind(folder)
+    objective = build(config if restarts == 0 else config.with_rates(config.divergence.rate_factor**restarts))
     start = resume(objective, config, folder, meta)
     if comm.is_first:
         truncate_history(folder, start)
@@ -97,6 +137,7 @@ def train(
     switch = getattr(objective, "switch_step", objective.total_steps)
     end = objective.total_steps if until is None else min(until, objective.total_steps)
     last_time, last_step = time.perf_counter(), start
+    ask_at = start + 1  # of slow updates the first says how many fit into STOP_SECONDS
     if start == 0:
         metrics = _evaluate(objective, folder, 0, comm)
         _append_history(folder, 0, metrics, comm)
@@ -107,12 +148,19 @@ def train(
         boundary = done in (switch, end)
         log = done % every.log_every_updates == 0 or boundary
         metrics = objective.step(step, measure=log)
-        stopping = log and comm.any(stop.requested)
+        stopping = (log or done == ask_at) and comm.any(stop.requested)
+        if done == switch:  # updates of the next phase may be slower
+            ask_at = done + 1
+        elif log or done == ask_at:
+            pace = (time.perf_counter() - last_time) / (done - last_step)
+            ask_at = done + comm.from_first(max(1, int(STOP_SECONDS / max(pace, 1e-6))))
         evaluate = boundary or done % evaluate_every == 0
         save = boundary or stopping or done % every.every_updates == 0
         if not (log or evaluate or save):
             continue
         now = time.perf_counter()
+        if config.divergence.restarts:
+            metrics["restarts"] = restarts
         metrics["updates_per_second"] = (done - last_step) / max(now - last_time, 1e-9)
         if evaluate:
             metrics |= _evaluate(objective, folder, done, comm)
@@ -120,7 +168,8 @@ def train(
         if save:
             state = objective.state()
             if comm.is_first:
-                record = {**meta, "config": config.to_dict(), "stopped": stopping}
+                record = {**meta, "config": config.to_dict(), "stopped": stopping, "restarts": restarts}
+                record["total_steps"] = objective.total_steps
                 if done == switch < objective.total_steps:  # kept: what the phases are compared from
                     save_checkpoint(folder / "switch", done, state, record, 1)
                 path = save_checkpoint(folder / "checkpoints", done, state, record, every.keep)
@@ -137,6 +186,12 @@ def resume(objective: Objective, config: RunConfig, folder: Path, meta: dict[str
     if found is None:
         return 0
     refuse_another_run(folder, found, config, meta.get("data"))
+    mine, theirs = (m.get("skipped", {"rows": 0}) for m in (meta, found.meta))
+    if mine != theirs:
+        raise ValueError(
+            f"{folder} holds a run that left out {theirs['rows']} damaged rows; now {mine['rows']} (or others) are left out. "
+            "Give it the data that it had, choose another --name, or delete that folder to start over"
+        )
     objective.load_state(found.tensors)
     return found.step
 
@@ -171,7 +226,8 @@ def _evaluate(objective: Objective, folder: Path, step: int, comm: Comm) -> dict
 
 def _append_history(folder: Path, step: int, metrics: dict[str, float], comm: Comm) -> None:
     if comm.is_first:
-        with (folder / "metrics.jsonl").open("a") as file:
+        path = folder / "metrics.jsonl"
+        with naming_a_full_disk(path), path.open("a") as file:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
 
 
@@ -195,7 +251,8 @@ def truncate_history(folder: Path, step: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     kept = [row for row in read_history(folder) if step > 0 and row["step"] <= step]
     temporary = folder / ".metrics.jsonl.tmp"
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    with naming_a_full_disk(temporary):
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
     os.replace(temporary, folder / "metrics.jsonl")
 
 

@@ -3,6 +3,7 @@
 All methods are collective: every worker calls them in the same order with the same arguments.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
@@ -11,13 +12,16 @@ from torch import Tensor
 class NonFinite(RuntimeError):
     """A quantity became NaN, infinite or absurdly large; every worker raises it at the same step."""
 
-    def __init__(self, quantity: str, step: int):
+    def __init__(self, quantity: str, step: int, ranks: Sequence[int] = ()):
+        where = f" (it began on rank {', '.join(map(str, ranks))})" if ranks else ""
         super().__init__(
-            f"{quantity} is not finite (or beyond 32768) at step {step}: training has diverged. The last checkpoint is "
+            f"{quantity} is not finite (or beyond 32768) at step {step}{where}: training has diverged. The last checkpoint is "
             "untouched; lower the learning rate (schedules.*.learning_rate.initial) or raise model.*.min_std"
         )
         self.quantity = quantity
         self.step = step
+        self.ranks = tuple(ranks)
+        """The workers whose own data or particles were not finite; empty where only their sums were."""
 
 
 class Evaluation(NamedTuple):

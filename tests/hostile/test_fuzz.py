@@ -3,6 +3,7 @@
 HYPOTHESIS_PROFILE=long draws many other examples; the counts are printed at the end.
 """
 
+import contextlib
 import gzip
 import io
 import json
@@ -195,6 +196,7 @@ def test_handed_in_rows(folder: Path, named: Any, data: bytes) -> None:
 def test_checkpoints(folder: Path, named: Any, data: st.DataObject) -> None:
     path = save_checkpoint(folder, 7, {"model.weights": torch.ones(2, 3)}, {"config": CONFIG}, keep=2)
     state, meta = path / "state.safetensors", json.loads((path / "meta.json").read_text())
+    meta.pop("hash")  # as earlier programs wrote it: what comes behind that check is to be fuzzed
     if data.draw(st.booleans()):
         state.write_bytes(data.draw(damaged(state.read_bytes())))
         meta["sha256"] = file_hash(state)
@@ -204,7 +206,8 @@ def test_checkpoints(folder: Path, named: Any, data: st.DataObject) -> None:
     (path / "meta.json").write_bytes(data.draw(st.just(text) | damaged(text) | st.sampled_from(NOT_JSON)))
     with named("checkpoints", CheckpointError, str(path)):
         load_checkpoint(path)
-    load_latest(folder)
+    with contextlib.suppress(CheckpointError):
+        load_latest(folder)
 
 
 @fuzz

@@ -23,7 +23,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
         "pipeline.model_folder",
     ),
     "faiss": ("pipeline.critics.faiss_search",),
-    "triton": ("pipeline.samplers.fused",),
+    "triton": ("pipeline.samplers.fused", "pipeline.samplers.fused_kernels"),
     "sklearn": ("pipeline.critics.forest", "data_prep.mnist"),
     "webdataset": ("pipeline.data.shards", "data_prep"),
     "torch.distributed": ("pipeline.comm",),
@@ -48,11 +48,13 @@ MIDDLE = (
     "pipeline.samplers",
     "pipeline.metrics",
     "pipeline.data",
+    "pipeline.disk",
 )
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "pipeline.config": (),
     "pipeline.comm": (),
     "pipeline.streams": (),
+    "pipeline.disk": (),
     "pipeline.data.batches": ("pipeline.comm", "pipeline.streams"),
     "pipeline.models": MODELS,
     "pipeline.samplers": (*MODELS, "pipeline.samplers"),

@@ -76,7 +76,7 @@ def test_a_requested_stop_writes_a_checkpoint_and_goes_on_later(undisturbed, tmp
     stop = StopRequest()
     stop.requested = True
     rows = run(tmp_path, stop)
-    assert rows[-1].stopped and rows[-1].step == 2 and rows[-1].checkpoint is not None
+    assert rows[-1].stopped and rows[-1].step == 1 and rows[-1].checkpoint is not None
     assert load_checkpoint(rows[-1].checkpoint).meta["stopped"] is True
     run(tmp_path)
     assert_same_bits(final_state(tmp_path), final_state(undisturbed))
@@ -152,7 +152,7 @@ def test_a_checkpoint_holds_no_pickle(undisturbed):
 def test_other_settings_or_other_data_are_refused_by_name(undisturbed):
     other = dataclasses.replace(CONFIG, seed=7)
     with pytest.raises(ValueError, match="seed is 0 there and 7 here"):
-        next(train(lambda: objective(other), other, undisturbed, Comm(), StopRequest(), META))
+        next(train(lambda _: objective(other), other, undisturbed, Comm(), StopRequest(), META))
     with pytest.raises(ValueError, match="other data"):
         next(train(objective, CONFIG, undisturbed, Comm(), StopRequest(), {"data": "another hash"}))
 
@@ -160,7 +160,7 @@ def test_other_settings_or_other_data_are_refused_by_name(undisturbed):
 def test_a_run_that_diverges_stops_by_name_and_leaves_the_last_checkpoint(tmp_path):
     built: list[BeamObjective] = []
 
-    def poisoned() -> BeamObjective:
+    def poisoned(_: RunConfig) -> BeamObjective:
         built.append(objective())
         return built[0]
 

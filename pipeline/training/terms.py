@@ -1,0 +1,165 @@
+"""The gradient's sums of one step: hidden statistics of the rows, T of the particles, weighted energy gradients."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pipeline.comm import Comm, ExactSum, snap_to_grid
+from pipeline.config import RBMConfig
+from pipeline.critics.memory import Memory
+from pipeline.critics.neighbors import NeighborCritic
+from pipeline.critics.recall import Recall, ReplicatedRecall
+from pipeline.critics.search import search_torch
+from pipeline.models.rbm import RBM, Couplings, Hidden
+from pipeline.training.block import Block, Counts, Particles, ascent_direction
+from pipeline.training.captured import Captured
+
+_MOST_ROWS = 8192
+"""Chains and data rows of a step up to which launches cost more than what they do; a graph holds its memory for good."""
+
+
+class Terms(NamedTuple):
+    """What a step's rows bring; the sums are in GradientSums.sums, not yet over workers."""
+
+    blocks: list[Block]
+    mean_score: Tensor
+    """Mean of T over the particles of all workers, float64 scalar; 0 without a memory."""
+
+
+class GradientSums:
+    """Computes the terms of this worker's blocks; on a CUDA device, alone and with few rows, as one captured graph."""
+
+    def __init__(
+        self,
+        rbm: RBM,
+        comm: Comm,
+        block_chains: list[int],
+        feature: str,
+        generators: list[torch.Generator],
+        recall: Recall | None,
+        rows: int,
+        capture: bool,
+    ):
+        """Make the buffer of the sums.
+
+        Args:
+            rbm: the model.
+            comm: this worker's group.
+            block_chains: numbers of chains of all blocks of the run.
+            feature: what the critic sees, as in the config.
+            generators: of this worker's blocks, for sampled features.
+            recall: the critic and its memory, if any phase has an adversary.
+            rows: most chains and data rows of a step.
+            capture: use a graph where that is possible.
+        """
+        assert isinstance(rbm.config, RBMConfig)
+        self.rbm, self.comm, self.block_chains, self.feature = rbm, comm, block_chains, feature
+        self.generators, self.recall = generators, recall
+        shapes = {name: p.shape for name, p in rbm.named_parameters()}
+        scalars = ("beta", "beta_square")
+        self.sums = ExactSum(
+            {**shapes, "hidden_mean": (rbm.config.num_hidden,), **{k: () for k in scalars}}, comm.device
+        )
+        fits = comm.device.type == "cuda" and comm.world_size == 1 and rows <= _MOST_ROWS
+        self.captured: Captured[Terms] | None = Captured() if capture and fits and self._never_waits() else None
+
+    def _never_waits(self) -> bool:
+        if self.recall is None:
+            return True
+        known = isinstance(self.recall, ReplicatedRecall) and isinstance(self.recall.critic, NeighborCritic)
+        return known and self.recall.critic.search is search_torch and self.feature != "hidden_sample"  # type: ignore[attr-defined]
+
+    def take(
+        self,
+        data: list[Tensor],
+        visible: list[Tensor],
+        betas: list[Tensor],
+        gamma: float,
+        with_critic: bool,
+        counts: Counts,
+        couplings: Couplings | None,
+    ) -> Terms:
+        """The terms of one step.
+
+        Args:
+            data: rows [b, V] of each block of this worker.
+            visible: states [m, V] of its particles.
+            betas: [m, 1], for the report.
+            gamma: of the phase.
+            with_critic: the recall is ready, and enters.
+            counts: global numbers of rows.
+            couplings: of the present parameters, where the caller has them.
+        """
+        if self.captured is None:
+            return self._compute(data, visible, betas, gamma, with_critic, counts, couplings)
+        memory = self.recall.memory if with_critic and isinstance(self.recall, ReplicatedRecall) else None
+        n = len(data)
+
+        def compute(inputs: list[Tensor]) -> Terms:
+            if memory is not None:
+                assert isinstance(self.recall, ReplicatedRecall)
+                self.recall.memory = Memory(inputs[-1], memory.num_data)
+            return self._compute(inputs[:n], inputs[n : 2 * n], inputs[2 * n : 3 * n], gamma, with_critic, counts, None)
+
+        key = (gamma, with_critic, counts, memory.num_data if memory else 0)
+        inputs = [*data, *visible, *betas, *([memory.features] if memory else [])]
+        return self.captured(key, compute, inputs)
+
+    def _compute(
+        self,
+        data: list[Tensor],
+        visible: list[Tensor],
+        betas: list[Tensor],
+        gamma: float,
+        with_critic: bool,
+        counts: Counts,
+        couplings: Couplings | None,
+    ) -> Terms:
+        couplings = couplings or self.rbm.couplings()
+        blocks = [self._block(i, *rows, couplings, gamma) for i, rows in enumerate(zip(data, visible))]
+        mean_score = torch.zeros((), dtype=torch.float64, device=self.comm.device)
+        if with_critic:
+            assert self.recall is not None
+            scores = self.recall.score([block.particles.features for block in blocks], self.block_chains, own=True)
+            blocks = [block._replace(scores=t) for block, t in zip(blocks, scores)]
+            mean_score = self._mean_score(scores)
+        weight = gamma if with_critic else 1.0
+        # a number where it can be had without waiting for a device
+        mean = float(mean_score) if self.captured is None else mean_score
+        self.sums.zero_()
+        for block, beta in zip(blocks, betas):
+            self.sums.add_(ascent_direction(self.rbm, block, weight, mean, counts))
+            beta = beta.double()
+            self.sums.add_(
+                {
+                    "hidden_mean": block.data_hidden.states.sum(0) / counts.data,
+                    "beta": beta.sum() / counts.particles,
+                    "beta_square": beta.square().sum() / counts.particles,
+                }
+            )
+        return Terms(blocks, mean_score)
+
+    def _block(self, i: int, data: Tensor, visible: Tensor, couplings: Couplings, gamma: float) -> Block:
+        """What this worker's i-th block brings to a step: its data rows and its particles."""
+        generator = self.generators[i]
+        data_hidden = self.rbm.hidden_statistics(data, couplings)
+        hidden = self.rbm.hidden_statistics(visible, couplings)
+        if self.feature == "hidden_sample" and gamma < 1:
+            hidden = Hidden(self._sample_hidden(visible, generator), None)
+            features, data_features = hidden.states, self._sample_hidden(data, generator)
+        elif self.feature == "visible":
+            features, data_features = visible, data
+        else:
+            features, data_features = hidden.states, data_hidden.states
+        return Block(data, data_hidden, data_features, Particles(visible, hidden, features), None)
+
+    def _sample_hidden(self, visible: Tensor, generator: torch.Generator) -> Tensor:
+        return self.rbm.hidden.sample_(self.rbm.hidden.bias + self.rbm.hidden_field(visible), None, generator)
+
+    def _mean_score(self, scores: list[Tensor]) -> Tensor:
+        """Mean of T over the particles of all workers."""
+        total = torch.zeros((), dtype=torch.float64, device=self.comm.device)
+        for t in scores:
+            total += snap_to_grid(t).sum()  # exact, so in any order
+        return self.comm.sum_(total) / sum(self.block_chains)
