@@ -39,7 +39,7 @@ FACES ?=
 TESTS ?= tests
 CASES ?=
 
-.PHONY: help setup celeba-train cluster-check sweep paper report sample generate test test-slow bench bench-startup bench-stages bench-scaling lint types audit clean
+.PHONY: help setup celeba-train cluster-check sweep paper report sample generate test test-slow test-long bench bench-startup bench-stages bench-scaling lint types audit clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -91,7 +91,10 @@ test: $(READY) ## the default tests (minutes), some files at a time; TESTS=tests
 	$(PY) -m pytest -q -m "not slow" -n $(PROCESSES) --dist loadfile $(TESTS)
 
 test-slow: $(READY) ## the slow tests (face-sized invariance, a killed Ray worker)
-	$(PY) -m pytest -q -m slow $(TESTS)
+	$(PY) -m pytest -q -m "slow and not long" $(TESTS)
+
+test-long: $(READY) ## those of many minutes, which CI leaves out (20 kills, sweeps whose server or PostgreSQL dies)
+	$(PY) -m pytest -q -m long $(TESTS)
 
 bench: $(READY) ## updates per second beside other RBM trainers and the machine's limit; CASES="name ..."
 	$(PY) -W ignore -m benchmarks.updates $(if $(CASES),--cases $(CASES))

@@ -211,6 +211,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--recipe", help="default: celeba_beam with --celeba, faces_quick without")
     parser.add_argument("--quick", action="store_true", help="toy sizes (recipe faces_toy), for CI")
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument(
+        "--min-workers",
+        type=int,
+        help="fewest that train while machines are away (default: 1 on a cluster, with RAY_ADDRESS, else all)",
+    )
     parser.add_argument("--local", action="store_true", help="one process, no Ray")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
     parser.add_argument("--set-autoencoder", action="append", default=[], metavar="KEY=VALUE")
@@ -233,6 +238,8 @@ def main(argv: list[str] | None = None) -> int:
         args.recipe = args.recipe or ("faces_toy" if args.quick else "celeba_beam" if args.celeba else "faces_quick")
         if args.workers < 1:
             raise ConfigError(f"--workers {args.workers}: at least 1")
+        if args.min_workers is not None and not 1 <= args.min_workers <= args.workers:
+            raise ConfigError(f"--min-workers {args.min_workers}: 1 to {args.workers}, the number of --workers")
         config = recipe(args.recipe, parse_settings(args.settings))
         autoencoder = AUTOENCODER_OF.get(args.recipe, "celeba_autoencoder")
         autoencoder_config = recipe(autoencoder, parse_settings(args.set_autoencoder))

@@ -106,7 +106,9 @@ class Chain:
         tracker = start_tracker(folder, config, manifest.dataset, manifest.hash, self.folder.name, must_answer=first)
         status = "FAILED"
         try:
-            outcome = run_training(job, self.args.workers, self.args.local, tracker, self.cache, part)
+            outcome = run_training(
+                job, self.args.workers, self.args.local, tracker, self.cache, part, self.args.min_workers
+            )
             status = "FINISHED" if outcome.finished else "KILLED"
         finally:
             add_history(tracker, folder)

@@ -115,6 +115,7 @@ def prepare_data(args: argparse.Namespace, config: RunConfig, cache: Path) -> Pa
         celeba=args.celeba,
         recipe=args.recipe,
         workers=args.workers,
+        min_workers=None,
         local=args.local,
         crop=148,
         command=args.command,

@@ -28,7 +28,7 @@ ARGUMENTS = [
     *("--set", "evaluation.every_updates=25", "--set", "checkpoint.every_updates=25"),
     *("--space", f"{RATE}=choice(0.05,0.1)", "--space", "sampler.gibbs_steps=-"),
 ]
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.fixture
