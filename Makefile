@@ -17,6 +17,7 @@ CELEBA ?=
 RUNS ?=
 CACHE ?=
 RAY_ADDRESS ?=
+MIN_WORKERS ?=
 QUICK ?=
 NAME ?=
 FROM ?=
@@ -57,8 +58,8 @@ setup: $(READY) ## install into .venv (all other targets do it themselves); PIP_
 RUN_JOB = $(PY) -m $(if $(filter http://% https://%,$(RAY_ADDRESS)),jobs.submit $(1) --) $(2)
 PLACES = $(if $(CELEBA),--celeba "$(CELEBA)") $(if $(RUNS),--runs "$(RUNS)") $(if $(CACHE),--cache "$(CACHE)")
 
-celeba-train: $(READY) ## faces end to end; CELEBA=path WORKERS=n RAY_ADDRESS=http://HOST:8265 RUNS=path CACHE=path RECIPE=r NAME=n FROM=stage SET="key=value ..." QUICK=1
-	$(call RUN_JOB,,jobs.celeba_train) --workers $(WORKERS) $(PLACES) $(if $(QUICK),--quick) \
+celeba-train: $(READY) ## faces end to end; CELEBA=path WORKERS=n MIN_WORKERS=n RAY_ADDRESS=http://HOST:8265 RUNS=path CACHE=path RECIPE=r NAME=n FROM=stage SET="key=value ..." QUICK=1
+	$(call RUN_JOB,,jobs.celeba_train) --workers $(WORKERS) $(if $(MIN_WORKERS),--min-workers $(MIN_WORKERS)) $(PLACES) $(if $(QUICK),--quick) \
 	  $(if $(NAME),--name $(NAME)) $(if $(FROM),--from $(FROM)) $(if $(RECIPE),--recipe $(RECIPE)) \
 	  $(foreach s,$(SET),--set $(s)) $(foreach s,$(SET_AUTOENCODER),--set-autoencoder $(s))
 

@@ -74,6 +74,8 @@ def _ray_worker(values: dict[str, Any]) -> None:
             if progress.evaluated:  # a report waits for Ray's controller, which looks every 2 seconds
                 ray.train.report({"step": progress.step, **progress.metrics})
     except (NonFinite, ValueError) as error:
+        if lost_a_peer(error):  # Ray takes a group apart while its workers compute
+            raise
         write_first(folder / "failure.json", str(error))
         if not isinstance(error, NonFinite) and comm.world_size > 1:
             raise  # perhaps on this worker alone: end the group, or the others would wait for it
