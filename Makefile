@@ -18,6 +18,7 @@ RUNS ?=
 CACHE ?=
 STORAGE ?=
 RAY_ADDRESS ?=
+MIN_WORKERS ?=
 QUICK ?=
 NAME ?=
 FROM ?=
@@ -40,7 +41,7 @@ FACES ?=
 TESTS ?= tests
 CASES ?=
 
-.PHONY: help setup celeba-train cluster-check sweep paper report sample generate test test-slow bench bench-startup bench-stages bench-scaling lint types audit clean
+.PHONY: help setup celeba-train cluster-check sweep paper report sample generate test test-slow test-long bench bench-startup bench-stages bench-scaling lint types audit clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -58,8 +59,8 @@ setup: $(READY) ## install into .venv (all other targets do it themselves); PIP_
 RUN_JOB = $(PY) -m $(if $(filter http://% https://%,$(RAY_ADDRESS)),jobs.submit $(1) --) $(2)
 PLACES = $(if $(CELEBA),--celeba "$(CELEBA)") $(if $(RUNS),--runs "$(RUNS)") $(if $(CACHE),--cache "$(CACHE)")
 
-celeba-train: $(READY) ## faces end to end; CELEBA=path WORKERS=n RAY_ADDRESS=http://HOST:8265 RUNS=path CACHE=path STORAGE=s3://bucket/prefix RECIPE=r NAME=n FROM=stage SET="key=value ..." QUICK=1
-	$(call RUN_JOB,,jobs.celeba_train) --workers $(WORKERS) $(PLACES) $(if $(STORAGE),--storage "$(STORAGE)") $(if $(QUICK),--quick) \
+celeba-train: $(READY) ## faces end to end; CELEBA=path WORKERS=n MIN_WORKERS=n RAY_ADDRESS=http://HOST:8265 RUNS=path CACHE=path STORAGE=s3://bucket/prefix RECIPE=r NAME=n FROM=stage SET="key=value ..." QUICK=1
+	$(call RUN_JOB,,jobs.celeba_train) --workers $(WORKERS) $(if $(MIN_WORKERS),--min-workers $(MIN_WORKERS)) $(PLACES) $(if $(STORAGE),--storage "$(STORAGE)") $(if $(QUICK),--quick) \
 	  $(if $(NAME),--name $(NAME)) $(if $(FROM),--from $(FROM)) $(if $(RECIPE),--recipe $(RECIPE)) \
 	  $(foreach s,$(SET),--set $(s)) $(foreach s,$(SET_AUTOENCODER),--set-autoencoder $(s))
 
@@ -92,7 +93,10 @@ test: $(READY) ## the default tests (minutes), some files at a time; TESTS=tests
 	$(PY) -m pytest -q -m "not slow" -n $(PROCESSES) --dist loadfile $(TESTS)
 
 test-slow: $(READY) ## the slow tests (face-sized invariance, a killed Ray worker)
-	$(PY) -m pytest -q -m slow $(TESTS)
+	$(PY) -m pytest -q -m "slow and not long" $(TESTS)
+
+test-long: $(READY) ## those of many minutes, which CI leaves out (20 kills, sweeps whose server or PostgreSQL dies)
+	$(PY) -m pytest -q -m long $(TESTS)
 
 bench: $(READY) ## updates per second beside other RBM trainers and the machine's limit; CASES="name ..."
 	$(PY) -W ignore -m benchmarks.updates $(if $(CASES),--cases $(CASES))

@@ -18,15 +18,16 @@ from typing import Any
 
 from data_prep.celeba import open_celeba
 from data_prep.manifest import write_json
-from jobs.chain import Chain, Stopped, is_registered
+from jobs.chain import Chain, Stopped
 from jobs.evaluate import FACE_SAMPLES, SEEDS, TABLE_KEYS, TEST_ROWS, Scene, as_text, compare
 from jobs.face_pictures import make_pictures
 from jobs.ray_session import ray_session
 from jobs.recipes import AUTOENCODER_OF, recipe
+from jobs.registry_wait import as_command, wait_seconds
 from jobs.run_lock import locked, run_folder
 from jobs.stages import Stages
 from jobs.storage import add_storage, local_input, local_path, path_or_url, stored
-from jobs.tracked import start_tracker
+from jobs.tracked import deliver_left, start_tracker
 from jobs.train_job import TrainingFailed, total_updates
 from pipeline.config import ConfigError, RBMConfig, RunConfig, flatten, parse_settings
 from pipeline.data.rows import load_rows, read_scaling
@@ -98,7 +99,9 @@ def run_chain(chain: Chain) -> dict[str, Any]:
         rbm, chains = chain.load_rbm("beam")
         package = PackagedBeam(rbm, chain.config, whitening, start, chains, packaged, latents.dataset, table["BEAM"])
         metric = evaluation.selection_metric
-        tracker = start_tracker(chain.folder / "beam", chain.config, latents.dataset, latents.hash, chain.folder.name)
+        tracker = start_tracker(
+            chain.folder / "beam", chain.config, latents.dataset, latents.hash, chain.folder.name, must_answer=True
+        )
         tracker.finish("FINISHED")  # the run's id in this registry, whatever the record says
         version = register_beam(
             package,
@@ -120,11 +123,18 @@ def run_chain(chain: Chain) -> dict[str, Any]:
             "version": version.version,
             "content": version.tags["content_hash"],
             "promotion": promotion.reason,
+            "run_id": tracker.run_id,
         }
 
     name = chain.model_name(latents.dataset, "beam")
-    registered = chain.stages.run("registry", inputs, register, lambda out: is_registered(name, out))
-    aliases = find_model(f"models:/{name}/{registered['version']}").aliases
+    registered = chain.stages.run(
+        "registry",
+        inputs,
+        lambda: chain.when_there(register, "registering the BEAM"),
+        lambda out: chain.is_registered(name, out),
+    )
+    ref = f"models:/{name}/{registered['version']}"
+    aliases = chain.when_there(lambda: find_model(ref), f"looking up {name}").aliases
     summary: dict[str, Any] = {
         "stages": {r.name: r.to_dict() for r in chain.stages.reports},
         "metrics": metrics,
@@ -133,7 +143,7 @@ def run_chain(chain: Chain) -> dict[str, Any]:
         "data_hash": pixels.hash,
         "latents_hash": latents.hash,
         "config": chain.config.to_dict(),
-        "mlflow_run_id": beam["run_id"],
+        "mlflow_run_id": registered.get("run_id") or beam["run_id"],
         "model": {**registered, "aliases": list(aliases)},
         "autoencoder": autoencoder,
         "comparison": table,
@@ -204,6 +214,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--recipe", help="default: celeba_beam with --celeba, faces_quick without")
     parser.add_argument("--quick", action="store_true", help="toy sizes (recipe faces_toy), for CI")
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument(
+        "--min-workers",
+        type=int,
+        help="fewest that train while machines are away (default: 1 on a cluster, with RAY_ADDRESS, else all)",
+    )
     parser.add_argument("--local", action="store_true", help="one process, no Ray")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
     parser.add_argument("--set-autoencoder", action="append", default=[], metavar="KEY=VALUE")
@@ -221,10 +236,14 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     begin = time.perf_counter()
+    args.command = as_command("jobs.celeba_train", argv)
     try:
+        wait_seconds()
         args.recipe = args.recipe or ("faces_toy" if args.quick else "celeba_beam" if args.celeba else "faces_quick")
         if args.workers < 1:
             raise ConfigError(f"--workers {args.workers}: at least 1")
+        if args.min_workers is not None and not 1 <= args.min_workers <= args.workers:
+            raise ConfigError(f"--min-workers {args.min_workers}: 1 to {args.workers}, the number of --workers")
         config = recipe(args.recipe, parse_settings(args.settings))
         autoencoder = AUTOENCODER_OF.get(args.recipe, "celeba_autoencoder")
         autoencoder_config = recipe(autoencoder, parse_settings(args.set_autoencoder))
@@ -249,6 +268,7 @@ def main(argv: list[str] | None = None) -> int:
             chain = Chain(args, config, autoencoder_config, folder, cache, stages)
             with nullcontext() if args.local else ray_session(cache, max(args.workers, os.cpu_count() or 1)):
                 summary = run_chain(chain)
+            deliver_left(folder, args.command)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last finished stage", file=sys.stderr)
         return 130

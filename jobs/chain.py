@@ -3,10 +3,10 @@
 import argparse
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -15,10 +15,11 @@ from data_prep.encode import latents_up_to_date
 from data_prep.synthetic_faces import draw_dataset
 from jobs.prepare import latent_settings, prepare_latents, prepare_pixels
 from jobs.recipes import TOYS
+from jobs.registry_wait import when_there
 from jobs.run_lock import locked
 from jobs.stages import Stages
 from jobs.storage import fetch_shards_to, store_output
-from jobs.tracked import start_tracker
+from jobs.tracked import add_history, start_tracker
 from jobs.train_job import Outcome, TrainJob, check_folder, run_training, total_updates
 from pipeline.config import Phase, RBMConfig, RunConfig, flatten
 from pipeline.data.shards import Manifest, read_manifest
@@ -27,6 +28,7 @@ from pipeline.models.autoencoder import Autoencoder, choose_precision
 from pipeline.models.rbm import RBM
 from pipeline.packaged import PackagedAutoencoder, load_package
 from pipeline.registry import (
+    ModelVersionInfo,
     RegistryError,
     fetch_model,
     find_model,
@@ -36,10 +38,12 @@ from pipeline.registry import (
     set_candidate,
 )
 from pipeline.samplers.gibbs import ChainState
+from pipeline.tracking import is_away
 from pipeline.training.checkpoint import Checkpoint, load_latest, save_checkpoint
 
 FACES = {"faces_quick": 4000, "faces_toy": 500}
 """Stand-in faces that a recipe draws when no CelebA is given; 4 000 for any other."""
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
@@ -107,16 +111,20 @@ class Chain:
     # --- training -----------------------------------------------------------------------------------------------------
 
     def train(self, config: RunConfig, part: str, data_dir: Path, manifest: Manifest) -> tuple[Outcome, str]:
-        """Train `config` in <run>/<part>; returns how it went and the id of its MLflow run."""
+        """Train `config` in <run>/<part>; returns how it went and the id of its MLflow run (empty: not made yet)."""
         folder = self.folder / part
         check_folder(folder, config, manifest.hash)
         job = TrainJob(config.to_dict(), str(data_dir), manifest.hash, str(folder))
-        tracker = start_tracker(folder, config, manifest.dataset, manifest.hash, self.folder.name)
+        first = part == "autoencoder"  # a wrong address is said before hours of training; later the server may be away
+        tracker = start_tracker(folder, config, manifest.dataset, manifest.hash, self.folder.name, must_answer=first)
         status = "FAILED"
         try:
-            outcome = run_training(job, self.args.workers, self.args.local, tracker, self.cache, part)
+            outcome = run_training(
+                job, self.args.workers, self.args.local, tracker, self.cache, part, self.args.min_workers
+            )
             status = "FINISHED" if outcome.finished else "KILLED"
         finally:
+            add_history(tracker, folder)
             tracker.finish(status)
         if not outcome.finished:
             raise Stopped(f"stopped after {outcome.steps} of {outcome.total_steps} updates of the {part}")
@@ -136,29 +144,35 @@ class Chain:
             num_rows = min(self.autoencoder_config.evaluation.num_rows, manifest.splits["valid"].rows)
             precision = choose_precision(self.autoencoder_config.model.precision, "cpu")  # type: ignore[union-attr]
             packaged = PackagedAutoencoder(model, precision, manifest.dataset, last)
-            version = register_autoencoder(
-                packaged,
+            card = model_card(
                 name=name,
-                run_id=run_id,
+                kind="autoencoder",
+                dataset=manifest.dataset,
                 data_hash=manifest.hash,
                 recipe=self.autoencoder_config.name,
-                score=last["reconstruction_mse"],
-                num_rows=num_rows,
-                card=model_card(
+                metrics=measured(last, num_rows=num_rows, protocol=RECONSTRUCTION),
+                score_name="reconstruction_mse",
+                settings=flatten(self.autoencoder_config.to_dict()),
+                run_id=run_id,
+            )
+
+            def register() -> ModelVersionInfo:
+                version = register_autoencoder(
+                    packaged,
                     name=name,
-                    kind="autoencoder",
-                    dataset=manifest.dataset,
+                    run_id=run_id,
                     data_hash=manifest.hash,
                     recipe=self.autoencoder_config.name,
-                    metrics=measured(last, num_rows=num_rows, protocol=RECONSTRUCTION),
-                    score_name="reconstruction_mse",
-                    settings=flatten(self.autoencoder_config.to_dict()),
-                    run_id=run_id,
-                ),
-            )
-            set_candidate(version.name, version.version)
-            promotion = promote_if_better(version.name, version.version)
-            _log.info("%s version %s: %s", version.name, version.version, promotion.reason)
+                    score=last["reconstruction_mse"],
+                    num_rows=num_rows,
+                    card=card,
+                )
+                set_candidate(version.name, version.version)
+                promotion = promote_if_better(version.name, version.version)
+                _log.info("%s version %s: %s", version.name, version.version, promotion.reason)
+                return version
+
+            version = self.when_there(register, "registering the autoencoder")
             content = version.tags["content_hash"]
             return {
                 "version": version.version,
@@ -169,7 +183,7 @@ class Chain:
             }
 
         inputs = {"data": manifest.hash, "config": self.autoencoder_config.to_dict()}
-        outputs = self.stages.run("autoencoder", inputs, make, lambda out: is_registered(name, out))
+        outputs = self.stages.run("autoencoder", inputs, make, lambda out: self.is_registered(name, out))
         return {**outputs, "name": name}
 
     def latents(self, pixel_dir: Path, autoencoder: dict[str, Any]) -> tuple[Path, Manifest, PackagedAutoencoder]:
@@ -181,15 +195,16 @@ class Chain:
         """
         name, pixels = autoencoder["name"], read_manifest(pixel_dir).hash
         before = self.stages.outputs("latents")
-        champion = find_model(f"models:/{name}@champion")
-        if before is not None and before.get("pixels") == pixels and is_registered(name, before):
+        champion = self.when_there(lambda: find_model(f"models:/{name}@champion"), "looking up the autoencoder")
+        if before is not None and before.get("pixels") == pixels and self.is_registered(name, before):
             version = before["version"]
         elif champion.tags["data_hash"] == pixels:
             version = champion.version
         else:
             version = autoencoder["version"]
             _log.info("the champion, version %s, saw other data: encoding with version %s", champion.version, version)
-        fetched = fetch_model(f"models:/{name}/{version}", self.cache / "models")
+        ref = f"models:/{name}/{version}"
+        fetched = self.when_there(lambda: fetch_model(ref, self.cache / "models"), "fetching the autoencoder")
         settings = latent_settings(fetched)
         folder = pixel_dir.parent / f"latents-{settings.encoder_version.replace('/', '-')}"
         verify = "latents" in self.stages.redo
@@ -250,6 +265,16 @@ class Chain:
         inputs = {"data": manifest.hash, "config": config.to_dict()}
         return self.stages.run("control", inputs, make, lambda _: self.is_whole("control", total))
 
+    # --- registry -----------------------------------------------------------------------------------------------------
+
+    def when_there(self, ask: Callable[[], T], what: str) -> T:
+        """What `ask` returns, once the registry answers; see registry_wait.py."""
+        return when_there(ask, what, self.args.command)
+
+    def is_registered(self, name: str, outputs: dict[str, Any]) -> bool:
+        """`is_registered` of this module, once the registry answers."""
+        return self.when_there(lambda: is_registered(name, outputs), f"looking up {name}")
+
     # --- use ----------------------------------------------------------------------------------------------------------
 
     def is_whole(self, part: str, updates: int) -> bool:
@@ -273,10 +298,16 @@ def read_beam(found: Checkpoint, model: RBMConfig) -> tuple[RBM, ChainState]:
 
 
 def is_registered(name: str, outputs: dict[str, Any]) -> bool:
-    """True when the version of a stage's record is (still) in the registry, with the same content."""
+    """True when the version of a stage's record is (still) in the registry, with the same content.
+
+    Raises:
+        RegistryError: the registry is away.
+    """
     try:
         return find_model(f"models:/{name}/{outputs['version']}").tags["content_hash"] == outputs.get("content")
-    except RegistryError:
+    except RegistryError as error:
+        if is_away(error):
+            raise
         return False
 
 

@@ -33,12 +33,13 @@ from jobs.evaluate import TABLE_KEYS, as_text
 from jobs.prepare import run_tasks
 from jobs.ray_session import ray_session
 from jobs.recipes import recipe
+from jobs.registry_wait import as_command
 from jobs.run_lock import locked, run_folder
 from jobs.stack_layers import Layer, encode_shard, is_whole, read_bottom, read_layer, start_tied
 from jobs.stack_scores import SceneOf, draw_pictures, score_stack
 from jobs.stages import Stages
 from jobs.summary import write_summary
-from jobs.tracked import start_tracker
+from jobs.tracked import add_history, deliver_left, start_tracker
 from jobs.train_job import TrainingFailed, TrainJob, check_folder, run_training, total_updates
 from pipeline.config import ConfigError, RBMConfig, RunConfig, parse_settings
 from pipeline.data.rows import load_rows
@@ -80,12 +81,15 @@ class StackRun:
                 start_tied(job, below.rbm)
             tracker, status = None, "FAILED"
             if not self.args.no_tracking:
-                tracker = start_tracker(folder, config, manifest.dataset, manifest.hash, self.folder.name)
+                tracker = start_tracker(
+                    folder, config, manifest.dataset, manifest.hash, self.folder.name, must_answer=number == 1
+                )
             try:
                 outcome = run_training(job, self.args.workers, self.args.local, tracker, self.cache, part)
                 status = "FINISHED" if outcome.finished else "KILLED"
             finally:
                 if tracker is not None:
+                    add_history(tracker, folder)
                     tracker.finish(status)
             if not outcome.finished:
                 raise Stopped(f"stopped after {outcome.steps} of {outcome.total_steps} updates of {part}")
@@ -243,6 +247,8 @@ def main(argv: list[str] | None = None) -> int:
             run = StackRun(args, configs, folder, cache, Stages(folder, names, None))
             with nullcontext() if args.local else ray_session(cache, max(args.workers, os.cpu_count() or 1)):
                 table = run_stack(run)
+            if not args.no_tracking:
+                deliver_left(folder, as_command("jobs.stack", argv))
     except (KeyboardInterrupt, Stopped) as stop:
         print(f"{str(stop) or 'interrupted'}; the same command goes on from there", file=sys.stderr)
         return 130

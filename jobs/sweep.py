@@ -3,7 +3,7 @@
 import argparse
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from jobs.chain import Chain, is_registered, read_beam
 from jobs.evaluate import SEEDS, PointScene, Scene, open_scene
 from jobs.ray_session import interruptible, ray_session
 from jobs.recipes import AUTOENCODER_OF, MIXTURE_OF, TOYS, recipe
+from jobs.registry_wait import when_there
 from jobs.spaces import as_text
 from jobs.stages import Stages
 from jobs.train_job import TrainingFailed, total_updates
@@ -111,7 +112,14 @@ def prepare_data(args: argparse.Namespace, config: RunConfig, cache: Path) -> Pa
     folder = (args.runs / f"{label}-{args.recipe}").resolve()
     autoencoder = recipe(AUTOENCODER_OF.get(args.recipe, "celeba_autoencoder"), {})
     chain_args = argparse.Namespace(
-        celeba=args.celeba, recipe=args.recipe, workers=args.workers, local=args.local, crop=148, storage=None
+        celeba=args.celeba,
+        recipe=args.recipe,
+        workers=args.workers,
+        min_workers=None,
+        local=args.local,
+        crop=148,
+        storage=None,
+        command=args.command,
     )
     chain = Chain(chain_args, config, autoencoder, folder, cache, Stages(folder, DATA_STAGES, None))
     with nullcontext() if args.local else ray_session(cache, max(args.workers, os.cpu_count() or 1)):
@@ -313,11 +321,15 @@ def run_sweep(sweep: Sweep, stages: Stages, parent: Tracker | None) -> dict[str,
     model: dict[str, Any] = {}
     if parent is not None:
         run_id = parent.run_id
+
+        def ask(answer: Callable[[], Any]) -> Any:
+            return when_there(answer, "registering the sweep's model", sweep.args.command)
+
         model = stages.run(
             "registry",
             inputs,
-            lambda: register(sweep, scored, judged, run_id, scene, pictures),
-            lambda out: is_registered(out["name"], out),
+            lambda: ask(lambda: register(sweep, scored, judged, run_id, scene, pictures)),
+            lambda out: ask(lambda: is_registered(out["name"], out)),
         )
     summary = {
         "kind": "sweep",
@@ -339,5 +351,5 @@ def run_sweep(sweep: Sweep, stages: Stages, parent: Tracker | None) -> dict[str,
         for path in pictures.values():
             parent.log_artifact(path, "pictures")
         parent.log_artifact(sweep.folder / "summary.json")
-        parent.log(0, {f"final_{name}": value for name, value in summary["metrics"].items()})
+        parent.log(0, {f"final_{name}": value for name, value in summary["metrics"].items()}, corrects=True)
     return summary

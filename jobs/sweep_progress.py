@@ -26,6 +26,8 @@ from pipeline.training.loop import read_history
 
 POLL_SECONDS = 2.0
 WARNING_SECONDS = 60.0
+CLOSE_SECONDS = 5.0
+"""How long the end of a trial's run is waited for; what is left then, the end of the sweep sends (tracked.py)."""
 _log = logging.getLogger(__name__)
 
 
@@ -152,7 +154,7 @@ class Watcher:
         self._thread.join()
         self._look_safely(last=True)
         for tracker in self._trackers.values():  # what the last look could not end
-            tracker.finish("KILLED")
+            tracker.finish("KILLED", CLOSE_SECONDS)
         self.bar.close()
 
     def _work(self) -> None:
@@ -201,7 +203,7 @@ class Watcher:
                 tracker.set_tag("failure", record.error[:500])
             status = {"failed": "FAILED", "finished": "FINISHED", "stopped": "KILLED"}[record.status]
             del self._trackers[record.trial]
-            tracker.finish(status)
+            tracker.finish(status, CLOSE_SECONDS)
             if over:
                 closed.touch()
 
@@ -210,7 +212,7 @@ class Watcher:
         if record.trial in self._trackers and self._folders[record.trial] == record.folder:
             return self._trackers[record.trial]
         if record.trial in self._trackers:
-            self._trackers.pop(record.trial).finish("KILLED")
+            self._trackers.pop(record.trial).finish("KILLED", CLOSE_SECONDS)
         assert self.parent is not None
         config: dict[str, Any] = {"settings": record.settings}  # of a trial that was refused, all that there is
         if record.lineage:
@@ -223,6 +225,6 @@ class Watcher:
             "stage": self.plan.stage,
             **own,
         }
-        tracker = tracker_at(note, name, config, self.tags | tags, system_metrics=False)
+        tracker = tracker_at(note, name, config, self.tags | tags, system_metrics=False, must_answer=False)
         self._trackers[record.trial], self._folders[record.trial] = tracker, record.folder
         return tracker

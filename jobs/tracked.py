@@ -1,53 +1,95 @@
 """The MLflow run of a training folder: started once, found again when the same command goes on."""
 
+import sys
 import threading
+import time
 from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import RunConfig
+from pipeline.training.loop import read_history
 
 if TYPE_CHECKING:
     from pipeline.tracking import Tracker
 
 EXPERIMENT = "beam"
+DELIVER_SECONDS = 120.0
+"""For the journals of earlier runs that a server which was away has not got; no new one is begun after that."""
 
 
-def start_tracker(folder: Path, config: RunConfig, dataset: str, data_hash: str, parent: str = "") -> "Tracker":
-    """The tracker of the run in `folder`; its id lies in <folder>/mlflow_run_id."""
+def start_tracker(
+    folder: Path, config: RunConfig, dataset: str, data_hash: str, parent: str = "", must_answer: bool = False
+) -> "Tracker":
+    """The tracker of the run in `folder`; its id lies in <folder>/mlflow_run_id.
+
+    Rows of the folder's history that never came to its journal, because a kill came between, are added.
+    """
     tags = {"dataset": dataset, "data_hash": data_hash, "recipe": config.name, **({"chain": parent} if parent else {})}
-    return tracker_at(folder / "mlflow_run_id", folder.name, config.to_dict(), tags)
+    note = folder / "mlflow_run_id"
+    complete = not note.exists() or note.with_name(f"{note.name}.spool").exists()  # else: logged before journals were
+    tracker = tracker_at(note, folder.name, config.to_dict(), tags, must_answer=must_answer)
+    if complete:
+        add_history(tracker, folder)
+    return tracker
+
+
+def add_history(tracker: "Tracker | StartingTracker", folder: Path) -> None:
+    """Log all rows of a run's metrics.jsonl; those that are in the journal are passed over."""
+    for row in read_history(folder):
+        tracker.log(int(row["step"]), {k: v for k, v in row.items() if k != "step"})
 
 
 def tracker_at(
-    note: Path, name: str, config: Mapping[str, Any], tags: Mapping[str, str], system_metrics: bool = True
+    note: Path,
+    name: str,
+    config: Mapping[str, Any],
+    tags: Mapping[str, str],
+    system_metrics: bool = True,
+    must_answer: bool = True,
 ) -> "Tracker":
-    """The tracker of the run whose id is written in the file `note`; a new run when there is no such file."""
+    """The tracker of the run whose id is written in the file `note`; a new run when there is no such file.
+
+    With `must_answer` a new run needs the server now (TrackingError without it).
+    """
     from pipeline.tracking import Tracker  # not at the top: mlflow takes seconds to import
 
-    note.parent.mkdir(parents=True, exist_ok=True)
-    known = note.read_text().strip() if note.exists() else None
-    tracker = Tracker.start(EXPERIMENT, name, config, tags, known, system_metrics=system_metrics)
-    note.write_text(tracker.run_id)
-    return tracker
+    return Tracker.start(note, EXPERIMENT, name, config, tags, system_metrics=system_metrics, must_answer=must_answer)
+
+
+def deliver_left(folder: Path, command: str, journals: str = "*/mlflow_run_id.spool") -> bool:
+    """Send what the tracking server, while it was away, has not got of the runs below `folder`, which nobody writes now.
+
+    Returns False, after a line that names `command` (it sends the rest later), when some still waits.
+    """
+    from pipeline.tracking import deliver, tracking_uri
+
+    deadline, uri = time.monotonic() + DELIVER_SECONDS, tracking_uri()
+    for journal in sorted(folder.glob(journals)):
+        if time.monotonic() > deadline or not deliver(journal.with_suffix(""), uri):
+            print(f"not all is in MLflow; when the server is back, this sends the rest: {command}", file=sys.stderr)
+            return False
+    return True
 
 
 class StartingTracker:
     """`start_tracker` in a thread: training begins meanwhile, and rows wait until the run is there.
 
     MLflow's import, a new database's tables and a slow server take seconds. When the run cannot be started, the next `log`
-    (or `finish`) raises what `start_tracker` raised.
+    (or `finish`) raises what `start_tracker` raised. A training that is gone on with needs no server.
     """
 
     def __init__(self, folder: Path, config: RunConfig, dataset: str, data_hash: str):
         """Begin to start the tracker of the run in `folder`; see start_tracker."""
         self._tracker: Future[Tracker] = Future()
+        self._folder = folder
         self._rows: list[tuple[int, Mapping[str, float]]] = []
+        new = not read_history(folder)  # a kill may have come before the run was made
 
         def start() -> None:
             try:
-                self._tracker.set_result(start_tracker(folder, config, dataset, data_hash))
+                self._tracker.set_result(start_tracker(folder, config, dataset, data_hash, must_answer=new))
             except BaseException as error:
                 self._tracker.set_exception(error)
 
@@ -55,7 +97,7 @@ class StartingTracker:
 
     @property
     def run_id(self) -> str:
-        """Waits until the run is there."""
+        """Waits until the run is begun; see Tracker.run_id."""
         return self._tracker.result().run_id
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -65,10 +107,11 @@ class StartingTracker:
             self._pass_on()
 
     def finish(self, status: str) -> bool:
-        """Wait until the run is there, send all and close it; see Tracker.finish. A run that FAILED keeps its own error."""
+        """Wait until the run is begun, send all and close it; see Tracker.finish. A run that FAILED keeps its own error."""
         if status == "FAILED" and self._tracker.exception() is not None:
             return False
         self._pass_on()
+        add_history(self._tracker.result(), self._folder)
         return self._tracker.result().finish(status)
 
     def _pass_on(self) -> None:

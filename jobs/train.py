@@ -25,6 +25,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument(
+        "--min-workers",
+        type=int,
+        help="fewest that train while machines are away (default: 1 on a cluster, with RAY_ADDRESS, else all)",
+    )
     parser.add_argument("--local", action="store_true", help="one process, no Ray")
     parser.add_argument("--name", help="name of the run's folder under --runs (default: the recipe's)")
     parser.add_argument("--runs", type=local_path, default=Path("runs"))
@@ -46,6 +51,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.workers < 1:
             raise ConfigError(f"--workers {args.workers}: at least 1")
+        if args.min_workers is not None and not 1 <= args.min_workers <= args.workers:
+            raise ConfigError(f"--min-workers {args.min_workers}: 1 to {args.workers}, the number of --workers")
         if args.recipe is None:
             raise ConfigError("name a recipe (see --list)")
         config = recipe(args.recipe, parse_settings(args.settings))
@@ -80,7 +87,9 @@ def train(args: argparse.Namespace, config: RunConfig) -> int:
             if not args.no_tracking:
                 tracker = StartingTracker(folder, config, manifest.dataset, manifest.hash)
             try:
-                outcome = run_training(job, args.workers, args.local, tracker, args.cache.resolve())
+                outcome = run_training(
+                    job, args.workers, args.local, tracker, args.cache.resolve(), min_workers=args.min_workers
+                )
             except BaseException:
                 if tracker is not None:
                     tracker.finish("FAILED")
@@ -95,7 +104,7 @@ def train(args: argparse.Namespace, config: RunConfig) -> int:
                 metrics,
                 dataset=manifest.dataset,
                 data_hash=manifest.hash,
-                mlflow_run_id=None if tracker is None else tracker.run_id,
+                mlflow_run_id=(tracker and tracker.run_id) or None,
                 updates=outcome.steps,
                 total_updates=outcome.total_steps,
                 config=config.to_dict(),

@@ -165,9 +165,18 @@ def total_updates(config: RunConfig, train_rows: int) -> tuple[int, int]:
 
 
 def run_training(
-    job: TrainJob, workers: int, local: bool, tracker: Any | None, cache: Path, label: str = ""
+    job: TrainJob,
+    workers: int,
+    local: bool,
+    tracker: Any | None,
+    cache: Path,
+    label: str = "",
+    min_workers: int | None = None,
 ) -> Outcome:
-    """Train to the end or to a stop, with a progress bar on the terminal and rows in the tracker (None for none)."""
+    """Train to the end or to a stop, with a progress bar on the terminal and rows in the tracker (None for none).
+
+    `min_workers`: fewest that may train while others are away; None: 1 on a cluster (RAY_ADDRESS), all of them here.
+    """
     config, folder = RunConfig.from_dict(job.config), Path(job.folder)
     describe_folder(job, workers)
     rows = read_manifest(Path(job.data_dir)).splits["train"].rows
@@ -201,10 +210,15 @@ def run_training(
             with ray_session(cache, max(workers, os.cpu_count() or 1)):
                 import ray
 
-                from jobs.train_on_ray import train_on_ray
+                from jobs.train_on_ray import ELASTIC_START_SECONDS, say_what_there_is, train_on_ray
 
-                use_gpu = ray.cluster_resources().get("GPU", 0) >= workers
-                steps = follow(train_on_ray(job, workers, use_gpu))
+                least = min(workers, min_workers or (1 if os.environ.get("RAY_ADDRESS") else workers))
+                there = ray.cluster_resources()
+                use_gpu = there.get("GPU", 0) >= least
+                if least < workers:  # read by Ray Train's controller at its start
+                    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", ELASTIC_START_SECONDS)
+                say_what_there_is(there, workers, least, job.threads, use_gpu)
+                steps = follow(train_on_ray(job, workers, use_gpu, least))
     found = load_latest(folder / "checkpoints")
     if found is not None and "total_steps" in found.meta:  # epochs are shorter when damaged rows were left out
         total = int(found.meta["total_steps"])

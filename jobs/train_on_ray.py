@@ -26,6 +26,10 @@ MAX_FAILURES = 8
 """Worker failures after which Ray gives up; each one costs the updates since the last checkpoint."""
 COLLECTIVE_TIMEOUT_SECONDS = 600
 """Longest wait in one collective, or for one; longer than the slowest checkpoint and evaluation of the first worker."""
+RESIZE_SECONDS = float(os.environ.get("ELASTIC_RESIZE_SECONDS", "60"))
+"""How often an elastic group looks for machines that have come; a larger group goes on from the last checkpoint."""
+ELASTIC_START_SECONDS = "30"
+"""How long an elastic group waits for all the workers that it was promised before it counts the machines anew."""
 _log = logging.getLogger(__name__)
 
 
@@ -60,6 +64,9 @@ def _ray_worker(values: dict[str, Any]) -> None:
         handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
         logging.getLogger("pipeline").addHandler(handler)
         logging.getLogger("pipeline").setLevel(logging.INFO)
+    if comm.is_first:
+        with (folder / "workers.txt").open("a") as file:
+            file.write(f"{comm.world_size}\n")
     if (folder / "failure.json").exists():  # another worker gave up: a retry would, too
         return
     try:
@@ -67,6 +74,8 @@ def _ray_worker(values: dict[str, Any]) -> None:
             if progress.evaluated:  # a report waits for Ray's controller, which looks every 2 seconds
                 ray.train.report({"step": progress.step, **progress.metrics})
     except (NonFinite, ValueError) as error:
+        if lost_a_peer(error):  # Ray takes a group apart while its workers compute
+            raise
         write_first(folder / "failure.json", str(error))
         if not isinstance(error, NonFinite) and comm.world_size > 1:
             raise  # perhaps on this worker alone: end the group, or the others would wait for it
@@ -92,15 +101,21 @@ def write_first(file: Path, error: str) -> None:
         temporary.unlink()
 
 
-def make_trainer(job: TrainJob, workers: int, use_gpu: bool, callbacks: Sequence[Any] = ()) -> Any:
-    """The TorchTrainer of a job (nccl with GPUs, gloo without); clears what an earlier attempt left for its workers."""
+def make_trainer(
+    job: TrainJob, workers: int, use_gpu: bool, callbacks: Sequence[Any] = (), min_workers: int | None = None
+) -> Any:
+    """The TorchTrainer of a job (nccl with GPUs, gloo without); clears what an earlier attempt left for its workers.
+
+    With fewer `min_workers` than `workers` the group is elastic: it goes on with what is left, and with more when they come.
+    """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     from jobs.ray_network import NodeTorchConfig
 
     folder = Path(job.folder)
-    for stale in ("STOP", "failure.json", "worker.log"):
+    least = workers if min_workers is None else min_workers
+    for stale in ("STOP", "failure.json", "worker.log", "workers.txt"):
         (folder / stale).unlink(missing_ok=True)
     for said in folder.glob("error-*.txt"):
         said.unlink()
@@ -108,8 +123,9 @@ def make_trainer(job: TrainJob, workers: int, use_gpu: bool, callbacks: Sequence
         _ray_worker,
         train_loop_config=asdict(job),
         torch_config=NodeTorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_SECONDS),
-        scaling_config=ScalingConfig(
-            num_workers=workers,
+        scaling_config=ScalingConfig(  # type: ignore[call-arg]  # Ray's annotations are those of an older one
+            num_workers=(least, workers) if least < workers else workers,  # type: ignore[arg-type]
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
             use_gpu=use_gpu,
             resources_per_worker={"CPU": job.threads, **({"GPU": 1} if use_gpu else {})},
         ),
@@ -122,9 +138,28 @@ def make_trainer(job: TrainJob, workers: int, use_gpu: bool, callbacks: Sequence
     )
 
 
-def train_on_ray(job: TrainJob, workers: int, use_gpu: bool) -> Iterator[dict[str, Any]]:
-    """Train on `workers` Ray Train workers; yields rows as they appear in metrics.jsonl."""
-    folder, trainer = Path(job.folder), make_trainer(job, workers, use_gpu)
+def say_what_there_is(resources: dict[str, float], workers: int, min_workers: int, threads: int, use_gpu: bool) -> None:
+    """Warn when the cluster's `resources` are fewer than the workers need: Ray waits for more without a word."""
+    there = int(resources.get("CPU", 0) // threads)
+    if use_gpu:
+        there = min(there, int(resources.get("GPU", 0)))
+    if there < workers:
+        what = f"{threads} CPU{'s' * (threads > 1)}{' and a GPU' if use_gpu else ''}"
+        _log.warning(
+            "the cluster has room for %d of %d workers (%s each): %s",
+            *(there, workers, what),
+            f"training begins with {there}, and takes more when they come"
+            if there >= min_workers
+            else f"waiting for {min_workers}; start more nodes, or ask for fewer workers (Ctrl-C ends it)",
+        )
+
+
+def train_on_ray(
+    job: TrainJob, workers: int, use_gpu: bool, min_workers: int | None = None
+) -> Iterator[dict[str, Any]]:
+    """Train on `workers` Ray Train workers, or at least `min_workers`; yields rows as they appear in metrics.jsonl."""
+    folder, trainer = Path(job.folder), make_trainer(job, workers, use_gpu, min_workers=min_workers)
+    groups: list[str] = []
     errors: list[BaseException] = []
 
     def fit() -> None:
@@ -140,6 +175,10 @@ def train_on_ray(job: TrainJob, workers: int, use_gpu: bool) -> Iterator[dict[st
     try:
         while True:
             alive = thread.is_alive()
+            for size in _group_sizes(folder)[len(groups) :]:
+                if groups or int(size) != workers:
+                    _log.warning("%s of %d workers train%s", size, workers, ", from the last checkpoint" * bool(groups))
+                groups.append(size)
             for row in read_history(folder):
                 if row["step"] > last:
                     last = int(row["step"])
@@ -160,6 +199,16 @@ def train_on_ray(job: TrainJob, workers: int, use_gpu: bool) -> Iterator[dict[st
         raise TrainingFailed(
             f"Ray Train gave up: {why}; the last checkpoint in {folder} is whole, and the same command goes on from it"
         ) from errors[0]
+
+
+def _group_sizes(folder: Path) -> list[str]:
+    """Numbers of workers of all groups so far; a line that is being written is left for the next time."""
+    file = folder / "workers.txt"
+    return (
+        [line[:-1] for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        if file.exists()
+        else []
+    )
 
 
 def _request_stop_on_signals(folder: Path):  # type: ignore[no-untyped-def]

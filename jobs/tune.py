@@ -20,11 +20,12 @@ from data_prep.manifest import write_json
 from jobs.chain import Stopped
 from jobs.ray_session import interruptible, prepare_environment
 from jobs.recipes import recipe
+from jobs.registry_wait import as_command, wait_seconds
 from jobs.run_lock import locked, run_folder
 from jobs.spaces import as_text, changed_in_flight, space_of
 from jobs.stages import Stages
 from jobs.sweep import OBJECTIVES, STAGES, Sweep, forget_stage, prepare_data, run_sweep, shown_metrics, tags_of
-from jobs.tracked import tracker_at
+from jobs.tracked import deliver_left, tracker_at
 from jobs.train_job import TrainingFailed
 from pipeline.config import ConfigError, RunConfig, parse_settings
 from pipeline.data.shards import read_manifest
@@ -183,11 +184,13 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     begin, parent, status = time.perf_counter(), None, "FAILED"
+    args.command = as_command("jobs.tune", argv)
     prepare_environment(args.cache.resolve())  # before anything imports ray
     from jobs.search import Interrupted
 
     try:
         check(args)
+        wait_seconds()
         config = recipe(args.recipe, parse_settings(args.settings))
         space = space_of(config, args.space)
         objectives = parse_objectives(args.objectives, config)
@@ -217,8 +220,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     finally:
-        if parent is not None:
-            parent.finish(status)
+        # after an interrupt the same command sends the rest
+        if parent is not None and parent.finish(status) and status != "KILLED":
+            deliver_left(folder, args.command, "progress/*/*.run.spool")
     print(last_word(summary, folder, time.perf_counter() - begin))
     return 0
 

@@ -37,8 +37,10 @@ def snap_to_grid(values: Tensor) -> Tensor:
 
 
 def lost_a_peer(error: BaseException) -> bool:
-    """True for what a collective raises when another worker is gone or late: the cause is that worker's own error."""
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
+    """True for what a collective raises when another worker is gone or late, or when the group is being taken apart."""
+    said = str(error).lower()
+    ours = isinstance(error, RuntimeError | ValueError) and ("gloo" in said or "process group has not been" in said)
+    return isinstance(error, dist.DistError) or ours
 
 
 class PendingGather(NamedTuple):

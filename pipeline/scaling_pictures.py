@@ -93,3 +93,49 @@ def _draw(axes: Axes, panel: Panel) -> None:
     axes.tick_params(labelsize=8)
     # below the axes: lines cross the whole panel
     axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.13))
+
+
+def speed_bars(
+    cases: Mapping[str, Mapping[str, tuple[float, float, float]]],
+    path: str | Path,
+    label: str,
+    title: str | None = None,
+) -> Path:
+    """Write one row of bars per contender in a panel per case, on a logarithmic axis, and return the path.
+
+    Args:
+        cases: name of a case -> contender -> (median, smallest, largest), positive.
+        path: PNG to write.
+        label: of the horizontal axes, with the unit.
+        title: drawn above.
+
+    Raises:
+        ValueError: no cases, or one without contenders.
+    """
+    if not cases or not all(cases.values()):
+        raise ValueError("no bars to draw; give at least one case with a contender")
+    heights = [len(found) + 1.5 for found in cases.values()]
+    figure = Figure(figsize=(9.0, 0.3 * sum(heights) + 0.8), dpi=110, layout=ConstrainedLayoutEngine())
+    FigureCanvasAgg(figure)
+    for axes, (name, found) in zip(
+        figure.subplots(len(cases), 1, height_ratios=heights, squeeze=False)[:, 0], cases.items()
+    ):
+        middle = [value for value, _, _ in found.values()]
+        spread = [[m - low for m, low, _ in found.values()], [high - m for m, _, high in found.values()]]
+        colors = [
+            _COLORS[0 if "torch" not in who and "rbms" not in who and "scikit" not in who else 1] for who in found
+        ]
+        axes.barh(list(found), middle, xerr=spread, color=colors, error_kw={"linewidth": 1})
+        axes.invert_yaxis()
+        axes.set_xscale("log")
+        axes.set_xlim(min(middle) / 2, max(middle) * 2.5)
+        for row, value in enumerate(middle):
+            axes.annotate(
+                f" {value:.3g}", (value, row), va="center", fontsize=8, xytext=(6, 0), textcoords="offset points"
+            )
+        axes.set_title(name, fontsize=10, loc="left")
+        axes.tick_params(labelsize=8)
+    axes.set_xlabel(label, fontsize=9)
+    if title:
+        figure.suptitle(title, fontsize=12)
+    return _write(path, lambda target: figure.savefig(target, format="png", metadata={"Software": None}))

@@ -3,10 +3,13 @@
 import tempfile
 from pathlib import Path
 
+from pipeline.provenance import without_secrets
+from pipeline.tracking_server import TrackingError, tracking_uri
+
+# isort: split
 from mlflow import MlflowClient
 
-from pipeline.provenance import without_secrets
-from pipeline.tracking import TrackingError, experiment_id, tracking_uri
+from pipeline.delivery import experiment_id
 
 
 def check_tracking(experiment: str) -> str:

@@ -138,6 +138,13 @@ def asking(tracking: str | None) -> Iterator[MlflowClient | None]:
         ) from error
 
 
+def check_registry(tracking: str | None = None) -> None:
+    """Ask the registry anything. Raises RegistryError when it gives no answer."""
+    with asking(tracking) as client:
+        if client is not None:
+            client.search_registered_models(max_results=1)
+
+
 def registered_model(client: MlflowClient | None, name: str, tracking: str | None) -> RegisteredModel:
     """The model of that name, with its aliases and tags. Raises RegistryError, which lists near names."""
     if client is None:

@@ -10,6 +10,24 @@ from jobs.report_page import Block, Heading, Note, Section, Table, photographs, 
 from pipeline.data.shards import replace_file
 
 TITLE = "The paper, claim by claim"
+READING = (
+    "Commands: photographs of faces need FACES=runs/NAME (a finished main job), MNIST needs MNIST=folder; what is "
+    "there already is skipped, and REDO=name runs it again.",
+    "KL: k-nearest-neighbor estimates, forward from the data to the model, reverse from the model to the data; for "
+    "mixtures in nats, for digits and faces in nats per dimension. An estimate can be below 0 by its error. `noisy` "
+    "are states v, `mean` are E[v given h]: literal models, whose noise is small, are judged by the former, "
+    "recommended ones, whose noise is not, by the latter too.",
+    "Points: `modes` that have at least a fifth of their share, `precision` the share within 3 sd of a mode, "
+    "`total_variation` of the modes' weights.",
+    "Pictures, in fixed features (oriented gradients): `mmd` squared, 0 for real ones, with `mmd_error`; `precision` "
+    "and `recall` by nearest neighbors; `two_sample`: how often a nearest neighbor tells real from generated, .5 for "
+    "real ones; `generated_accuracy` the same of generated ones alone, high where they repeat one another; `novelty`: "
+    "distance to the nearest training picture over that of real ones, 0 for copies; `sharpness` and `variance_ratio` "
+    "against real ones; `face_share` that a face detector finds.",
+    "Log-likelihoods by annealing: trust an error bar only where the effective sample size is a good part of the "
+    "chains.",
+)
+"""What a reader of the tables has to know."""
 QUICK = "Quick form: toy sizes that prove that the code runs. None of these figures means anything."
 
 
@@ -29,7 +47,10 @@ def write_page(
         )
     ]
     claims += [Note(f"{v.number}: {command}") for v in verdicts for command in v.commands]
-    sections = [Section("claims", "Claims", claims)]
+    sections = [
+        Section("reading", "How to read it", [Note(line) for line in READING]),
+        Section("claims", "Claims", claims),
+    ]
     if bars:
         sections.append(Section("bars", "Bars", [Table(_BAR_HEAD, [_bar_cells(bar) for bar in bars])]))
     for name, record in records.items():
@@ -62,6 +83,8 @@ def write_markdown(
         f"# {TITLE}",
         "",
         "Written by `make paper` from `docs/results/*.json`; do not edit by hand.",
+        "",
+        *(f"- {line}" for line in READING),
         "",
         "## Claims",
         "",

@@ -6,7 +6,7 @@ What is run here is the recipe that came of it, on ring and grid, over seeds; th
 from pathlib import Path
 from typing import Any
 
-from jobs.paper.experiments import Experiment, Finding, Plan
+from jobs.paper.experiments import PROTOCOLS, Experiment, Finding, Plan
 from jobs.paper.mixtures import QUICK_ROWS, SEEDS, as_table, collect, train_mixture
 from jobs.paper.units import Unit
 
@@ -42,7 +42,10 @@ def _waves(plan: Plan) -> list[list[Unit]]:
 def _finish(figures: dict[str, dict[str, Any]], folder: Path, plan: Plan) -> Finding:
     numbers = collect(figures)
     return Finding(
-        [as_table(f"learned sigma: {p}", numbers, p) for p in ("fresh", "equilibrium")], numbers, (), [__doc__ or ""]
+        [as_table(f"learned sigma: {p}", numbers, p) for p in ("fresh", "equilibrium")],
+        numbers,
+        (),
+        [__doc__ or "", PROTOCOLS],
     )
 
 

@@ -65,6 +65,7 @@ def test_a_group_killed_in_both_phases_ends_with_the_bits_of_an_undisturbed_run(
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_ray_run_killed_twenty_times_resumes_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One command, two workers, ten SIGKILLs in each phase at random moments; the bits of an undisturbed run."""
     monkeypatch.setattr(train_on_ray, "MAX_FAILURES", 25)

@@ -2,10 +2,12 @@
 
 import shutil
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from mlflow_server import Relay, Server
 
 from pipeline.config import AutoencoderConfig, RBMConfig, RunConfig
 from pipeline.data.shards import Whitening
@@ -46,6 +48,35 @@ def dead_server(monkeypatch: pytest.MonkeyPatch) -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{probe.getsockname()[1]}"
+
+
+@pytest.fixture(scope="session")
+def started_server(migrated_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A real MLflow server: it takes ten seconds to start, so all tests have the same one."""
+    folder = tmp_path_factory.mktemp("server")
+    shutil.copy(migrated_database, folder / "mlflow.db")
+    server = Server(folder)
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def server(started_server: Server) -> Server:
+    """The server, running, whatever the test before did to it. Runs and models of other tests are there."""
+    if not started_server.running:
+        started_server.start()
+    return started_server
+
+
+@pytest.fixture
+def relay(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Relay]:
+    """A relay to the server, where this test's jobs log; a request is not sent again by mlflow."""
+    relay = Relay(server.port)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", relay.uri)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    yield relay
+    relay.close()
 
 
 @pytest.fixture(scope="session")

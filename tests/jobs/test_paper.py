@@ -276,6 +276,9 @@ def test_the_verdicts_on_faces_follow_their_scores() -> None:
     worse = {"frechet_latent": 20.0, "recall": -0.1, "variance_ratio": -0.2, "sharpness": -0.2}
     assert verdict(8, faces=faces(BEAM_not_centered=worse)) == "centering: holds; two layers: does not hold"
     assert verdict(8, faces=faces(two_layers_tied={"recall": 0.1})) == "centering: does not hold; two layers: holds"
+    mixed = faces(two_layers_tied={"recall": -0.1, "frechet_latent": -5.0})
+    found = verdict(8, faces=mixed)
+    assert found == "centering: does not hold; two layers: holds in part (better: frechet_latent; worse: recall)"
     consistent = "less consistent (a larger Frechet distance)"
     assert verdict(9, faces=faces()) == f"sharper: does not hold; {consistent}: does not hold"
     larger = {"sharpness": 0.1, "frechet_latent": 20.0}

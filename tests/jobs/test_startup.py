@@ -77,9 +77,9 @@ def test_rows_wait_for_a_run_that_starts_late_and_none_is_lost(tmp_path, trackin
     job, config, data_hash = tiny_job(tmp_path)
     allowed = threading.Event()
 
-    def late(*arguments):
+    def late(*arguments, **options):
         assert allowed.wait(60)
-        return start_tracker(*arguments)
+        return start_tracker(*arguments, **options)
 
     monkeypatch.setattr(tracked, "start_tracker", late)
     tracker = tracked.StartingTracker(tmp_path / "run", config, "synthetic-faces", data_hash)

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,17 +15,25 @@ from mlflow.entities import Run
 import pipeline.tracking as tracking_module
 from pipeline.config import RunConfig
 from pipeline.provenance import environment_tags, project_root, without_secrets
-from pipeline.tracking import Tracker, TrackingError, tracking_uri
+from pipeline.tracking import Tracker, TrackingError, deliver, tracking_uri
 
 TAGS = {"dataset": "synthetic-faces", "data_hash": "abc"}
 HOUR = 3600.0
 
 
+@pytest.fixture(autouse=True)
+def _in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Journals lie in a test's own folder."""
+    monkeypatch.chdir(tmp_path)
+
+
 def start(
-    run_id: str | None = None, config: dict | None = None, interval: float = HOUR, system: bool = False
+    again: Tracker | None = None, config: dict | None = None, interval: float = HOUR, system: bool = False
 ) -> Tracker:
+    """A new run, or the run of the tracker `again` gone on with."""
+    note = again.spool.note if again else Path.cwd() / uuid.uuid4().hex / "mlflow_run_id"
     config = RunConfig("tiny", seed=7).to_dict() if config is None else config
-    return Tracker.start("tests", "tiny", config, TAGS, run_id, interval=interval, system_metrics=system)
+    return Tracker.start(note, "tests", "tiny", config, TAGS, interval=interval, system_metrics=system)
 
 
 def stored(tracker: Tracker) -> Run:
@@ -75,7 +84,7 @@ def test_a_run_records_settings_tags_metrics_and_files(tracking: str, tmp_path: 
     if (project_root() / ".git").exists():
         assert len(tags["mlflow.source.git.commit"]) == 40 and tags["git.dirty"] in ("True", "False")
     # nothing about the machine or the user
-    assert {key.split(".")[0] for key in tags} <= {"dataset", "data_hash", "seed", "version", "mlflow", "git"}
+    assert {key.split(".")[0] for key in tags} <= {"dataset", "data_hash", "seed", "version", "mlflow", "git", "spool"}
     assert {key for key in tags if key.startswith("mlflow.")} <= {"mlflow.source.git.commit", "mlflow.runName"}
 
     client = MlflowClient(tracking)
@@ -96,7 +105,7 @@ def test_a_long_value_is_cut_in_params_and_whole_in_the_artifact(tracking: str, 
     assert params["data.short"] == "y" * 6000
     saved = MlflowClient(tracking).download_artifacts(tracker.run_id, "config.json", str(tmp_path))
     assert json.loads(Path(saved).read_text()) == config
-    again = start(tracker.run_id, config)  # a cut value is no changed value
+    again = start(tracker, config)  # a cut value is no changed value
     again.finish()
     assert not [tag for tag in stored(again).data.tags if tag.startswith("changed")]
 
@@ -110,6 +119,7 @@ def test_more_settings_than_one_call_takes(tracking: str) -> None:
 def test_metrics_wait_for_a_delivery_and_all_arrive(tracking: str) -> None:
     tracker = start()
     tracker.flush()
+    time.sleep(0.5)  # what came with the start is sent
     for step in range(30):
         tracker.log(step, {f"metric_{i}": step + i / 100 for i in range(20)})
     assert history(tracker, "metric_0") == []  # fewer than one batch: nothing is sent yet
@@ -151,21 +161,21 @@ def test_a_run_goes_on_where_it_was(tracking: str, caplog: pytest.LogCaptureFixt
     first.log(0, {"loss": 3.0})
     first.log(1, {"loss": 2.0})
     first.finish("KILLED")
-    second = start(first.run_id)
-    assert second.run_id == first.run_id and second.experiment_id == first.experiment_id
-    assert stored(second).info.status == "RUNNING"
+    second = start(first)
+    assert second.run_id == first.run_id
+    wait_for(lambda: stored(second).info.status == "RUNNING")
     assert not caplog.records
     second.log(1, {"loss": 2.0})  # the step after the checkpoint, once more
     second.log(2, {"loss": 1.0})
     second.finish()
-    assert set(history(second, "loss")) == {(0, 3.0), (1, 2.0), (2, 1.0)}
+    assert history(second, "loss") == [(0, 3.0), (1, 2.0), (2, 1.0)]
     assert stored(second).info.status == "FINISHED"
 
 
 def test_a_changed_setting_keeps_its_first_value_and_is_tagged(tracking: str, caplog: pytest.LogCaptureFixture) -> None:
     first = start(config={"seed": 1, "workers": 4})
     first.finish()
-    second = start(first.run_id, {"seed": 1, "workers": 3, "added": True})
+    second = start(first, {"seed": 1, "workers": 3, "added": True})
     second.finish()
     data = stored(second).data
     assert data.params == {"seed": "1", "workers": "4", "added": "true"}
@@ -178,13 +188,16 @@ def test_a_run_that_is_gone_is_replaced_by_a_new_one(
     tracking: str, caplog: pytest.LogCaptureFixture, gone: str
 ) -> None:
     old = start()
+    old.log(0, {"loss": 2.0})
     old.finish()
     MlflowClient(tracking).delete_run(old.run_id)
     known = old.run_id if gone == "deleted" else "0" * 32
-    tracker = start(known)
-    assert tracker.run_id != known and known in caplog.text
-    tracker.log(0, {"loss": 1.0})
+    old.spool.name_run(known)
+    tracker = start(old)
+    tracker.log(1, {"loss": 1.0})
     assert tracker.finish()
+    assert tracker.run_id != known and known in caplog.text
+    assert history(tracker, "loss") == [(0, 2.0), (1, 1.0)]  # the new run has what the old one had
 
 
 def test_training_goes_on_while_the_server_is_away_and_all_arrives_later(
@@ -193,7 +206,7 @@ def test_training_goes_on_while_the_server_is_away_and_all_arrives_later(
     tracker = start(interval=0.05)
     tracker.log(0, {"loss": 10.0})
     tracker.flush()
-    alive, tracker.client = tracker.client, MlflowClient(dead_server)
+    alive, tracker.delivery.client = tracker.delivery.client, MlflowClient(dead_server)
     (tmp_path / "curves.png").write_bytes(b"png")
     slowest = 0.0
     for step in range(1, 300):
@@ -203,12 +216,12 @@ def test_training_goes_on_while_the_server_is_away_and_all_arrives_later(
             tracker.log_artifact(tmp_path / "curves.png")
         slowest = max(slowest, time.perf_counter() - before)
     assert slowest < 0.5  # it never waits for the server
-    wait_for(lambda: "metrics cannot be sent" in caplog.text)
+    wait_for(lambda: "cannot be written to" in caplog.text)
     assert tracker.flush() is False and tracker.flush() is False
     warnings = [record for record in caplog.records if record.name == tracking_module.__name__]
     assert len(warnings) == 1 and warnings[0].levelno == logging.WARNING  # one a minute
 
-    tracker.client = alive
+    tracker.delivery.client = alive
     assert tracker.flush()
     assert history(tracker, "loss") == [(step, 10.0 - step / 100) for step in range(300)]
     assert "curves.png" in {file.path for file in alive.list_artifacts(tracker.run_id)}
@@ -220,27 +233,13 @@ def test_a_server_that_stays_away_does_not_hold_up_the_end(
 ) -> None:
     tracker = start()
     tracker.flush()
-    tracker.client = MlflowClient(dead_server)
+    tracker.delivery.client = MlflowClient(dead_server)
     tracker.log(0, {"loss": 1.0})
     assert tracker.finish() is False
-    assert "cannot be marked FINISHED" in caplog.text and "1 metric values wait" in caplog.text
+    assert "is not marked FINISHED" in caplog.text and "1 metric values and 1 entries wait" in caplog.text
     assert stored(tracker).info.status == "RUNNING"
-
-
-def test_the_queue_is_bounded_and_drops_the_oldest(
-    tracking: str, dead_server: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(tracking_module, "MAX_WAITING", 10)
-    tracker = start()
-    tracker.flush()
-    alive, tracker.client = tracker.client, MlflowClient(dead_server)
-    for step in range(25):
-        tracker.log(step, {"loss": float(step)})
-    assert not tracker.flush()
-    assert "15 values dropped" in caplog.text
-    tracker.client = alive
-    assert tracker.finish()
-    assert history(tracker, "loss") == [(step, float(step)) for step in range(15, 25)]
+    assert deliver(tracker.spool.note, tracking)
+    assert stored(tracker).info.status == "FINISHED" and history(tracker, "loss") == [(0, 1.0)]
 
 
 def test_a_refused_metric_is_dropped_alone(tracking: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -278,6 +277,6 @@ def test_a_dead_server_at_the_start_is_one_clear_error_without_secrets(
 def test_a_deleted_experiment_is_named(tracking: str) -> None:
     tracker = start()
     tracker.finish()
-    MlflowClient(tracking).delete_experiment(tracker.experiment_id)
+    MlflowClient(tracking).delete_experiment(stored(tracker).info.experiment_id)
     with pytest.raises(TrackingError, match="experiment 'tests' was deleted"):
         start()

@@ -13,6 +13,8 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "ray": ("jobs",),
     "mlflow": (
         "pipeline.tracking",
+        "pipeline.tracking_server",
+        "pipeline.delivery",
         "pipeline.tracking_check",
         "pipeline.registry",
         "pipeline.versions",
