@@ -24,12 +24,12 @@ from pipeline.storage import CHUNK, Absent, Place, StorageError
 
 INDEX = "index.json"
 VERSION = 1
-EVERY_SECONDS = 10.0
+EVERY_SECONDS = float(os.environ.get("MIRROR_EVERY_SECONDS", "10"))
 BUSY_SHARE = 0.1
 """Most of the time that is spent sending: a pass that takes a minute is followed by nine of rest."""
 LAST_SECONDS = 60.0
 """How long the end of a run waits for a store that does not answer."""
-SKIPPED = {"ray", "STOP", "failure.json", "worker.log"}
+SKIPPED = {"ray", "STOP", "failure.json", "worker.log", "workers.txt"}
 _log = logging.getLogger(__name__)
 
 

@@ -35,7 +35,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
         "pipeline.scaling_pictures",
     ),
     "cv2": ("pipeline.metrics.faces",),
-    "pyarrow": ("pipeline.storage",),
+    "pyarrow": ("pipeline.storage", "jobs.node_facts"),
 }
 """A package -> the modules (with all below them) that may import it; everybody else may not."""
 
