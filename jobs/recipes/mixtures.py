@@ -25,7 +25,11 @@ _NO_LIKELIHOOD = Phase(updates=0)
 
 
 def _table_i(name: str, size: tuple[int, int], batch: int, epochs: float, rate: float, decay: float) -> RunConfig:
-    """A literal row of Table I: gamma .5 from the start, k = 100, 5 neighbors, beta std .9, Adam (.5, .9)."""
+    """A literal row of Table I: gamma .5 from the start, k = 100, 5 neighbors, beta std .9, Adam (.5, .9).
+
+    What the table leaves out is read so: weights ~ N(0, 2 / (V + H)) (Glorot), the beta process's momentum .9, as many chains
+    as rows in a batch, started wide around the data, sigma learned from the data's.
+    """
     return RunConfig(
         name=name,
         data=DataConfig(batch_size=batch),
