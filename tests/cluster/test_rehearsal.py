@@ -18,6 +18,7 @@ MISSING = [
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.skipif(bool(MISSING), reason=f"the rehearsal misses {', '.join(MISSING)}")
 @pytest.mark.parametrize("part", ["ray", "slurm"])
