@@ -45,7 +45,7 @@ class TimedComm(Comm):
 
     def sum_(self, buffer: Tensor) -> Tensor:
         """See Comm.sum_."""
-        with self.clock("sum" if len(buffer) > 1 else "scores"):
+        with self.clock("sum" if buffer.numel() > 1 else "scores"):
             return super().sum_(buffer)
 
     def gather(self, rows: Tensor, rows_per_rank: list[int]) -> Tensor:

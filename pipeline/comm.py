@@ -39,8 +39,9 @@ def snap_to_grid(values: Tensor) -> Tensor:
 def lost_a_peer(error: BaseException) -> bool:
     """True for what a collective raises when another worker is gone or late, or when the group is being taken apart."""
     said = str(error).lower()
-    ours = isinstance(error, RuntimeError | ValueError) and ("gloo" in said or "process group has not been" in said)
-    return isinstance(error, dist.DistError) or ours
+    late = isinstance(error, RuntimeError) and "gloo" in said
+    taken_apart = isinstance(error, RuntimeError | ValueError) and "process group has not been" in said
+    return isinstance(error, dist.DistError) or late or taken_apart
 
 
 class PendingGather(NamedTuple):

@@ -31,6 +31,6 @@ def naming_a_full_disk(path: Path, need: int | None = None) -> Iterator[None]:
             raise
         wanted = "" if need is None else f" needs {need} bytes;"
         raise DiskFull(
-            f"cannot write {path}:{wanted} {shutil.disk_usage(path.parent).free} bytes are free there ({error.strerror}). "
+            f"cannot write {path}: {error.strerror};{wanted} {shutil.disk_usage(path.parent).free} bytes are free there. "
             "What was written before is whole: make space and give the same command again"
         ) from error

@@ -46,6 +46,7 @@ def test_an_error_of_the_work_itself_is_a_cause() -> None:
     assert not lost_a_peer(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     assert not lost_a_peer(OSError("No space left on device"))
     assert not lost_a_peer(ValueError("gloo"))
+    assert lost_a_peer(ValueError("Default process group has not been initialized, please make sure to call init"))
 
 
 def test_the_first_error_stays(tmp_path: Path) -> None:
