@@ -48,7 +48,7 @@ def fill(folder: Path) -> Path:
 
 def test_a_checkpoint_that_does_not_fit_names_path_and_need_and_leaves_the_old_one(little_disk: Path) -> None:
     save_checkpoint(little_disk / "c", 1, {"x": torch.arange(10)}, {}, keep=2)
-    with pytest.raises(DiskFull, match=r"step_00000002: No space left on device; needs \d{6} bytes; \d+ bytes are free there. .*make space"):
+    with pytest.raises(DiskFull, match=r"step_00000002: No space left on device; needs \d{6} bytes; .*make space"):
         save_checkpoint(little_disk / "c", 2, {"x": torch.zeros(100_000)}, {}, keep=2)
     assert [p.name for p in (little_disk / "c").iterdir()] == ["step_00000001"]
     found = load_latest(little_disk / "c")
