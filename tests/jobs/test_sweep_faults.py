@@ -42,8 +42,8 @@ def database() -> Iterator[postgres.Database]:
     database.remove()
 
 
-def sweep_with_a_fault(folder: Path, server: Server, cause: str, database: postgres.Database | None) -> str:
-    """Run a sweep; when its trials have begun to train, the server or its database is away for 20 seconds. What it said."""
+def sweep_with_a_fault(folder: Path, server: Server, seconds: float, database: postgres.Database | None) -> str:
+    """Run a sweep; when its trials have begun to train, the server or its database is away for `seconds`. What it said."""
     arguments = [*ARGUMENTS, "--runs", str(folder), "--cache", str(folder / "cache")]
     environment = {**os.environ, "MLFLOW_TRACKING_URI": server.uri}
     with (folder / "log").open("w") as log:
@@ -62,11 +62,11 @@ def sweep_with_a_fault(folder: Path, server: Server, cause: str, database: postg
             time.sleep(0.1)
         if database is None:
             server.kill()
-            time.sleep(20)
+            time.sleep(seconds)
             server.start()
         else:
             database.crash()
-            time.sleep(20)
+            time.sleep(seconds)
             database.start()
         assert process.wait(600) == 0, (folder / "log").read_text()[-3000:]
     finally:
@@ -76,9 +76,9 @@ def sweep_with_a_fault(folder: Path, server: Server, cause: str, database: postg
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("cause", ["server", "postgres"])
+@pytest.mark.parametrize(("cause", "seconds"), [("server", 120.0), ("postgres", 20.0)])
 def test_a_sweep_whose_server_or_database_is_killed(
-    cause: str, migrated_database: Path, tmp_path: Path, request: pytest.FixtureRequest
+    cause: str, seconds: float, migrated_database: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     folder = tmp_path / "runs"
     folder.mkdir()
@@ -88,7 +88,7 @@ def test_a_sweep_whose_server_or_database_is_killed(
         shutil.copy(migrated_database, tmp_path / "mlflow.db")
     server.start()
     try:
-        said = sweep_with_a_fault(folder, server, cause, database)
+        said = sweep_with_a_fault(folder, server, seconds, database)
         assert "entries wait" in said, "the fault was not noticed"
         check_sweep(folder / "sweep-mixture_toy", MlflowClient(server.uri))
     finally:
