@@ -1,12 +1,21 @@
 """Signals within a block of a command: one exception comes out, whatever a library makes of it."""
 
 import signal
+from collections.abc import Iterator
 
 import pytest
 
 from jobs.ray_session import interruptible
 
 BOTH = (signal.SIGINT, signal.SIGTERM)
+
+
+@pytest.fixture(autouse=True)
+def in_the_foreground() -> Iterator[None]:
+    """The tests may be run from a shell's background, where Ctrl-C is ignored."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
 
 
 @pytest.mark.parametrize("number", BOTH)
