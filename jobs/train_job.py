@@ -204,21 +204,25 @@ def run_training(
                     tracker.log(step, {k: v for k, v in row.items() if k != "step"})
             return step
 
+        def note_group(size: int, step: int) -> None:
+            if tracker is not None:
+                tracker.log(step, {"workers": float(size)})
+
         if local:
             steps = follow(train_local(job))
         else:
             with ray_session(cache, max(workers, os.cpu_count() or 1)):
                 import ray
 
-                from jobs.train_on_ray import ELASTIC_START_SECONDS, say_what_there_is, train_on_ray
+                from jobs.cluster_room import Need
+                from jobs.train_on_ray import ELASTIC_START_SECONDS, train_on_ray
 
                 least = min(workers, min_workers or (1 if os.environ.get("RAY_ADDRESS") else workers))
-                there = ray.cluster_resources()
-                use_gpu = there.get("GPU", 0) >= least
+                use_gpu = ray.cluster_resources().get("GPU", 0) >= least
+                need = Need(workers, least, job.threads, use_gpu)
                 if least < workers:  # read by Ray Train's controller at its start
                     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", ELASTIC_START_SECONDS)
-                say_what_there_is(there, workers, least, job.threads, use_gpu)
-                steps = follow(train_on_ray(job, workers, use_gpu, least))
+                steps = follow(train_on_ray(job, need, note_group))
     found = load_latest(folder / "checkpoints")
     if found is not None and "total_steps" in found.meta:  # epochs are shorter when damaged rows were left out
         total = int(found.meta["total_steps"])

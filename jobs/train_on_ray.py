@@ -4,6 +4,7 @@ The workers write checkpoints and metrics.jsonl into the run's folder (shared by
 file. A killed worker is replaced and the group goes on from the last checkpoint; Ctrl-C or SIGTERM writes one and stops.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -11,17 +12,20 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from jobs.cluster_room import Need, RoomWatch
 from jobs.train_job import TrainingFailed, TrainJob, run_worker
 from pipeline.comm import Comm, lost_a_peer
 from pipeline.training.loop import StopRequest, read_history
 from pipeline.training.objective import NonFinite
 
 POLL_SECONDS = 0.5
+ROOM_SECONDS = 5.0
+"""How often lost machines are looked for."""
 MAX_FAILURES = 8
 """Worker failures after which Ray gives up; each one costs the updates since the last checkpoint."""
 COLLECTIVE_TIMEOUT_SECONDS = 600
@@ -138,27 +142,20 @@ def make_trainer(
     )
 
 
-def say_what_there_is(resources: dict[str, float], workers: int, min_workers: int, threads: int, use_gpu: bool) -> None:
-    """Warn when the cluster's `resources` are fewer than the workers need: Ray waits for more without a word."""
-    there = int(resources.get("CPU", 0) // threads)
-    if use_gpu:
-        there = min(there, int(resources.get("GPU", 0)))
-    if there < workers:
-        what = f"{threads} CPU{'s' * (threads > 1)}{' and a GPU' if use_gpu else ''}"
-        _log.warning(
-            "the cluster has room for %d of %d workers (%s each): %s",
-            *(there, workers, what),
-            f"training begins with {there}, and takes more when they come"
-            if there >= min_workers
-            else f"waiting for {min_workers}; start more nodes, or ask for fewer workers (Ctrl-C ends it)",
-        )
+def train_on_ray(job: TrainJob, need: Need, on_group: Callable[[int, int], None]) -> Iterator[dict[str, Any]]:
+    """Train on need.workers Ray Train workers, or at least need.min_workers; yields rows as they appear in metrics.jsonl.
 
+    Args:
+        job: what to train.
+        need: what the group takes, and the fewest that may train.
+        on_group: called with the number of workers and the last reported update when a group begins.
 
-def train_on_ray(
-    job: TrainJob, workers: int, use_gpu: bool, min_workers: int | None = None
-) -> Iterator[dict[str, Any]]:
-    """Train on `workers` Ray Train workers, or at least `min_workers`; yields rows as they appear in metrics.jsonl."""
-    folder, trainer = Path(job.folder), make_trainer(job, workers, use_gpu, min_workers=min_workers)
+    Raises:
+        TrainingFailed: the workers gave up, or machines that were lost did not come back in time.
+    """
+    folder, workers = Path(job.folder), need.workers
+    trainer = make_trainer(job, workers, need.use_gpu, min_workers=need.min_workers)
+    watch, look = RoomWatch(need), time.monotonic()
     groups: list[str] = []
     errors: list[BaseException] = []
 
@@ -179,15 +176,23 @@ def train_on_ray(
                 if groups or int(size) != workers:
                     _log.warning("%s of %d workers train%s", size, workers, ", from the last checkpoint" * bool(groups))
                 groups.append(size)
+                on_group(int(size), int(max(last, 0)))
             for row in read_history(folder):
                 if row["step"] > last:
                     last = int(row["step"])
                     yield row
             if not alive:
                 break
+            if time.monotonic() > look:
+                look = time.monotonic() + ROOM_SECONDS
+                if not watch.has_room() and (folder / "STOP").exists():
+                    return  # no worker is there to write a checkpoint; the last one is whole
             thread.join(POLL_SECONDS)
     finally:
         undo_signals()
+        if thread.is_alive():  # it would speak to Ray after its end, which ends the process with it
+            _kill_controller()
+            thread.join(10 * POLL_SECONDS)
     if (folder / "worker.log").exists():
         for line in (folder / "worker.log").read_text().splitlines():
             _log.warning("worker: %s", line)
@@ -199,6 +204,18 @@ def train_on_ray(
         raise TrainingFailed(
             f"Ray Train gave up: {why}; the last checkpoint in {folder} is whole, and the same command goes on from it"
         ) from errors[0]
+
+
+def _kill_controller() -> None:
+    """End Ray Train's controller of this job, and `fit` with it; it runs on this machine, and has no name to ask Ray for."""
+    import ray
+    from ray._private import state
+
+    for actor in state.actors().values():
+        mine = actor["JobID"] == ray.get_runtime_context().get_job_id()
+        if mine and actor["ActorClassName"] == "TrainController" and actor["State"] == "ALIVE":
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(actor["Pid"], signal.SIGKILL)
 
 
 def _group_sizes(folder: Path) -> list[str]:

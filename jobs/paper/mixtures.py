@@ -142,7 +142,7 @@ def score_reference(folder: Path, cache: Path, geometry: dict[str, Any], seed: i
 
 # --- the experiments ----------------------------------------------------------------------------------------------------
 
-_ROWS_OF = {"bimodal": 10_000, "ring": 10_000, "grid": 100_000}
+ROWS_OF = {"bimodal": 10_000, "ring": 10_000, "grid": 100_000}
 _QUICK = {"bimodal": 0.5, "ring": 0.2, "grid": 0.02}
 """Share of a recipe's updates in the quick form, which has a tenth of the rows."""
 QUICK_ROWS = {"evaluation.num_rows": 100, "evaluation.minibatch_rows": 100}
@@ -152,7 +152,7 @@ def _units(mixture: str, plan: Plan) -> list[Unit]:
     units = []
     seeds = SEEDS[:1] if plan.quick else SEEDS
     geometry = {"name": mixture}
-    rows = _ROWS_OF[mixture] // (10 if plan.quick else 1)
+    rows = ROWS_OF[mixture] // (10 if plan.quick else 1)
     short: dict[str, Any] = {}
     if plan.quick:
         short = {**QUICK_ROWS, "epochs_scale": _QUICK[mixture], "sampler.gibbs_steps": 5}

@@ -24,7 +24,7 @@ def exchanging(natural: bool, **model: object) -> RunConfig:
 
 @pytest.mark.parametrize(
     "config",
-    [exchanging(True), exchanging(False), exchanging(True, fixed_std=0.6)],
+    [pytest.param(exchanging(True), marks=pytest.mark.slow), exchanging(False), exchanging(True, fixed_std=0.6)],
     ids=["natural", "adam", "sigma fixed"],
 )
 def test_bits_do_not_depend_on_the_number_of_workers(config: RunConfig) -> None:

@@ -44,6 +44,7 @@ def _run_and_die(job: TrainJob, victim: int, after: int, delay: float) -> None:
             threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
 
 
+@pytest.mark.slow
 def test_a_group_killed_in_both_phases_ends_with_the_bits_of_an_undisturbed_run(tmp_path: Path) -> None:
     """Two processes; one is killed, both are started again, and so on."""
     data = tmp_path / "latents"

@@ -76,6 +76,7 @@ def test_a_checkpoint_within_the_grace_and_the_same_bits_at_the_end(workers: int
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.long
 def test_after_the_driver_was_killed_the_same_command_goes_on_alone(tmp_path: Path) -> None:
     """SIGKILL to the command on two Ray workers, twice; the next command goes on at once, and no worker is left behind."""
     write_latents(tmp_path / "d")

@@ -72,6 +72,7 @@ def test_on_ray_the_failing_workers_error_ends_the_run_and_comes_first(tmp_path:
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.long
 def test_on_ray_a_worker_that_hangs_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGSTOP to one of two workers, with a timeout of 10 s: the run goes on by itself and ends with the same bits."""
     monkeypatch.setattr(train_on_ray, "COLLECTIVE_TIMEOUT_SECONDS", 10)

@@ -168,6 +168,7 @@ def test_only_what_is_missing_or_damaged_is_drawn_again(model: Model, tmp_path: 
     assert times(out)["samples-00001.tar"] == before["samples-00001.tar"]
 
 
+@pytest.mark.slow
 def test_killed_and_interrupted_runs_go_on(options: list[str], tmp_path: Path) -> None:
     """A real process, killed, interrupted and terminated: whole shards only, and in the end the bits of an undisturbed run."""
     out = tmp_path / "out"

@@ -110,6 +110,7 @@ def assert_bits_of_an_undisturbed_run(data: Path, folder: Path, *settings: str) 
     assert expected.keys() == found.keys() and all(torch.equal(found[k], expected[k]) for k in expected)
 
 
+@pytest.mark.slow
 def test_a_server_that_is_killed_and_started_again_during_a_training(server: Server, relay: Relay, data: Path) -> None:
     job, tracker = begin(data)
     away = 0
@@ -128,6 +129,7 @@ def test_a_server_that_is_killed_and_started_again_during_a_training(server: Ser
     assert_complete(server, Path(job.folder))
 
 
+@pytest.mark.slow
 def test_a_frozen_server_does_not_hold_up_the_training_and_what_it_took_in_meanwhile_is_not_doubled(
     server: Server, relay: Relay, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

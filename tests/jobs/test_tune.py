@@ -46,6 +46,7 @@ def finish(folder: Path) -> str:
 
 @pytest.mark.slow
 @pytest.mark.ray
+@pytest.mark.long
 def test_a_sweep_that_is_killed_goes_on_and_ends_with_a_registered_model(tracking: str, tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
@@ -123,6 +124,7 @@ def test_a_sweep_that_is_killed_goes_on_and_ends_with_a_registered_model(trackin
 
 @pytest.mark.slow
 @pytest.mark.ray
+@pytest.mark.long
 def test_a_populations_members_change_in_flight_and_the_winner_is_trained_again_as_it_came_about(
     tmp_path: Path,
 ) -> None:

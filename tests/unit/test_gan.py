@@ -219,7 +219,8 @@ def test_widths_are_a_setting_like_others() -> None:
 
 
 def test_the_recipes_say_what_the_tables_say() -> None:
-    assert all(r().optimizer == OptimizerConfig(0.5, 0.9) for r in GANS)
+    literal = [r() for r in GANS if not r.__name__.endswith("_recommended")]
+    assert len(literal) == len(GANS) - 3 and all(config.optimizer == OptimizerConfig(0.5, 0.9) for config in literal)
     rows = {
         "mixture_bimodal_wgan": (1, (32,), (32,), 0.1, 0.2, 0.2, 100, 100, 0.002),
         "mixture_ring_wgan": (2, (64, 64), (64, 64), 0.1, 0.2, 0.2, 100, 300, 0.001),
