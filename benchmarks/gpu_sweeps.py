@@ -33,8 +33,13 @@ from pipeline.config import (
 from pipeline.training.beam import BeamObjective
 
 ROUNDS = 7
-Kernel = Literal["torch", "fused", "fused_bfloat16"]
-KERNELS: tuple[Kernel, ...] = ("torch", "fused", "fused_bfloat16")
+Kernel = tuple[Literal["torch", "fused"], Literal["float32", "bfloat16"]]
+KERNELS: dict[str, Kernel] = {
+    "torch": ("torch", "float32"),
+    "fused": ("fused", "float32"),
+    "fused_bfloat16": ("fused", "bfloat16"),
+}
+"""sampler.kernel and sampler.precision of each."""
 CASES = {"128 chains, k = 100": (128, 100), "65 536 chains, k = 10": (65_536, 10)}
 
 
@@ -44,7 +49,7 @@ def objective(rows: torch.Tensor, chains: int, sweeps: int, kernel: Kernel, gamm
         "benchmark",
         data=DataConfig(128),
         model=RBMConfig(1024, 512),
-        sampler=SamplerConfig(chains, sweeps, statistics_sweeps=0, num_blocks=1, kernel=kernel),
+        sampler=SamplerConfig(chains, sweeps, statistics_sweeps=0, num_blocks=1, kernel=kernel[0], precision=kernel[1]),
         critic=CriticConfig(search="torch"),
         schedules=Schedules(Phase(updates=0), Phase(updates=10**6, gamma=gamma)),
         evaluation=EvaluationConfig(num_rows=100),
@@ -67,7 +72,7 @@ def contenders(rows: torch.Tensor, chains: int, sweeps: int) -> dict[str, Callab
     """What is timed, by name."""
     problem = Problem(1024, 512, chains, 128, sweeps, True, 0.95, rows)
     calls: dict[str, Callable[[], Any]] = {"plain torch loop, float32: update": plain_loop(problem)}
-    for kernel in KERNELS:
+    for name, kernel in KERNELS.items():
         alone, full = (objective(rows, chains, sweeps, kernel, gamma) for gamma in (1.0, 0.1))
 
         def sweep(o: BeamObjective = alone) -> None:
@@ -79,9 +84,9 @@ def contenders(rows: torch.Tensor, chains: int, sweeps: int) -> dict[str, Callab
             at["step"] += 1
 
         calls |= {
-            f"{kernel}: bare sweeps": sweep,
-            f"{kernel}: update, likelihood alone": functools.partial(update, alone, Counter()),
-            f"{kernel}: update with the adversary": functools.partial(update, full, Counter()),
+            f"{name}: bare sweeps": sweep,
+            f"{name}: update, likelihood alone": functools.partial(update, alone, Counter()),
+            f"{name}: update with the adversary": functools.partial(update, full, Counter()),
         }
     return calls
 

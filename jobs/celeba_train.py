@@ -33,8 +33,8 @@ from pipeline.config import ConfigError, RBMConfig, RunConfig, flatten, parse_se
 from pipeline.data.rows import load_rows, read_scaling
 from pipeline.data.shards import Manifest
 from pipeline.model_card import DRIVEN_MEANS, Measured, measured, model_card
-from pipeline.models.autoencoder import choose_precision
 from pipeline.packaged import PackagedBeam
+from pipeline.precision import choose_precision
 from pipeline.registry import (
     find_model,
     promote_if_better,

@@ -24,9 +24,10 @@ from jobs.train_job import Outcome, TrainJob, check_folder, run_training, total_
 from pipeline.config import Phase, RBMConfig, RunConfig, flatten
 from pipeline.data.shards import Manifest, read_manifest
 from pipeline.model_card import RECONSTRUCTION, measured, model_card
-from pipeline.models.autoencoder import Autoencoder, choose_precision
+from pipeline.models.autoencoder import Autoencoder
 from pipeline.models.rbm import RBM
 from pipeline.packaged import PackagedAutoencoder, load_package
+from pipeline.precision import choose_precision
 from pipeline.registry import (
     ModelVersionInfo,
     RegistryError,

@@ -42,8 +42,8 @@ from jobs.storage import local_input, local_output, local_path, path_or_url, sto
 from jobs.summary import as_table, write_summary
 from pipeline.data.mixtures import MIXTURES, GaussianMixture, make_mixture, moved
 from pipeline.data.shards import Manifest
-from pipeline.models.autoencoder import computing_in
 from pipeline.packaged import PackagedAutoencoder, load_package
+from pipeline.precision import computing_in
 from pipeline.registry import FetchedModel, fetch_model
 
 MAX_RETRIES = 3

@@ -168,9 +168,12 @@ class SamplerConfig:
     num_blocks: int = 4
     """Fixed blocks into which chains and batches are dealt; at most this many workers have work. More blocks are smaller
     and cost some speed of the matrix products; the number is part of what defines the run."""
-    kernel: Literal["torch", "fused", "fused_bfloat16"] = "torch"
+    kernel: Literal["torch", "fused"] = "torch"
     """How the sweeps of training run: torch, the reference; on a CUDA device also as fused Triton kernels in one graph
-    (pipeline/samplers/fused.py), with operands of float32 or of bfloat16. The kernels agree with torch in law, not in bits."""
+    (pipeline/samplers/fused.py). The kernels agree with torch in law, not in bits."""
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    """Of the products in those sweeps: float32, or operands of bfloat16 with sums of float32, faster on processors that have
+    it and, with kernel = "fused", on GPUs. `auto`: bfloat16 where it is native. Gradients and evaluation are float32."""
     initial_chains: Literal["data", "wide"] = "data"
     """Where chains start: at random rows of the data, or wide: Gaussian with the data's mean and sd per unit (Bernoulli
     units: the data's mean)."""

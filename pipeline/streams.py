@@ -5,6 +5,7 @@ block of particles, the temperatures of one block. A worker that owns a block ow
 same however the blocks are dealt to workers.
 """
 
+import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -36,6 +37,9 @@ class RowStreams(NamedTuple):
     generators: Sequence[torch.Generator]
     rows: Sequence[int]
     """Of each block."""
+    coarse: bool = False
+    """Whether a uniform or normal number is one of 2^16 equally likely values, (k + 1/2) / 2^16 or the normal's quantiles
+    there: about twice as fast. Normal ones end at 4.3 sd."""
 
 
 Random = torch.Generator | RowStreams | None
@@ -44,15 +48,24 @@ Random = torch.Generator | RowStreams | None
 
 def uniform_(x: Tensor, random: Random) -> Tensor:
     """Fill `x` [rows, ...] with uniform numbers in [0, 1)."""
+    coarse = _is_coarse(random)
     for part, generator in _by_block(x, random):
-        part.uniform_(generator=generator)
+        if coarse:
+            part.copy_(_bits(part, generator)).add_(0.5).mul_(2**-16)
+        else:
+            part.uniform_(generator=generator)
     return x
 
 
 def normal_(x: Tensor, random: Random) -> Tensor:
     """Fill `x` [rows, ...] with standard normal numbers."""
+    coarse = _is_coarse(random)
     for part, generator in _by_block(x, random):
-        part.normal_(generator=generator)
+        if coarse:
+            quantiles = _normal_quantiles(x.dtype, x.device)
+            torch.index_select(quantiles, 0, _bits(part, generator).flatten().to(torch.int32), out=part.view(-1))
+        else:
+            part.normal_(generator=generator)
     return x
 
 
@@ -76,7 +89,27 @@ def standard_gamma(shape: Tensor, random: Random) -> Tensor:
 def _by_block(x: Tensor, random: Random) -> list[tuple[Tensor, torch.Generator | None]]:
     if not isinstance(random, RowStreams):
         return [(x, random)]
+    if len(random.generators) == 1:
+        return [(x, random.generators[0])]
     return list(zip(x.split(list(random.rows)), random.generators, strict=True))
+
+
+def _is_coarse(random: Random) -> bool:
+    return isinstance(random, RowStreams) and random.coarse
+
+
+def _bits(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Integers in 0 .. 2^16 - 1 in the shape of `like`: four of every 64 random bits."""
+    words = torch.empty((like.numel() + 3) // 4, dtype=torch.int64, device=like.device)
+    words.random_(-(2**63), None, generator=generator)
+    return words.view(torch.uint16)[: like.numel()].view_as(like)
+
+
+@functools.cache
+def _normal_quantiles(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Values [2^16] of the normal law at probabilities (k + 1/2) / 2^16, with variance 1 exactly."""
+    values = torch.special.ndtri((torch.arange(2**16, dtype=torch.float64) + 0.5) / 2**16)
+    return (values / values.square().mean().sqrt()).to(device, dtype)
 
 
 def _drawn(draw: Callable[..., Tensor], x: Tensor, random: Random) -> Tensor:

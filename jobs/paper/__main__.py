@@ -15,7 +15,7 @@ from pathlib import Path
 
 from data_prep.mnist import IDXError, write_digits, write_mnist
 from jobs import celeba_train
-from jobs.paper import digit_experiments, divergences, faces, gans, geometry, mixing, mixtures, research
+from jobs.paper import digit_experiments, divergences, faces, gans, geometry, mixing, mixtures, precision, research
 from jobs.paper.bars import compare
 from jobs.paper.claims import judge
 from jobs.paper.experiments import Experiment, Plan, read_record, run_experiment
@@ -35,6 +35,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     geometry.EXPERIMENT,
     research.EXPERIMENT,
     *digit_experiments.EXPERIMENTS,
+    precision.EXPERIMENT,
     *faces.EXPERIMENTS,
 )
 """Cheapest first."""

@@ -7,18 +7,14 @@ Pixels are uint8 [n, 64, 64, 3] (as on disk), images float32 [n, 3, 64, 64] in [
 order channel, row, column of the innermost 64x4x4 layer.
 """
 
-import contextlib
-import functools
 import itertools
 import math
-import time
-from collections.abc import Iterator
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.config import AutoencoderConfig
+from pipeline.precision import Precision, computing_in
 
 IMAGE_SIZE = 64
 """Pixels on a side."""
@@ -26,8 +22,6 @@ NUM_FEATURES = 1024
 """Features of one image."""
 SLOPE = 0.1
 """Of the leaky ReLU on its negative side."""
-
-Precision = Literal["float32", "bfloat16"]
 
 
 class Autoencoder(nn.Module):
@@ -96,46 +90,6 @@ def from_pixels(pixels: Tensor) -> Tensor:
 def to_pixels(images: Tensor) -> Tensor:
     """Pixels uint8 [n, 64, 64, 3] of images [n, 3, 64, 64], clamped to [0, 1] and rounded."""
     return (images.float() * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-
-
-def choose_precision(setting: Literal["auto", "float32", "bfloat16"], device: torch.device | str) -> Precision:
-    """What convolutions compute in on `device`: the setting itself, or for `auto` bfloat16 where it is native."""
-    if setting != "auto":
-        return setting
-    kind = torch.device(device).type
-    if kind == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        native = kind == "cpu" and _cpu_has_bfloat16()
-    return "bfloat16" if native else "float32"
-
-
-@functools.cache
-def _cpu_has_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 natively; by a stopwatch where torch cannot say."""
-    if hasattr(torch.cpu, "get_capabilities"):  # older versions of torch lack it
-        known = torch.cpu.get_capabilities()
-        return any(known.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    layer = nn.Conv2d(64, 64, 4, 2, 1)
-    images = torch.zeros(32, 64, 16, 16).contiguous(memory_format=torch.channels_last)
-    seconds = {}
-    for precision in ("float32", "bfloat16", "float32", "bfloat16"):  # the first of each warms up
-        start = time.perf_counter()
-        with torch.no_grad(), computing_in(precision, "cpu"):
-            layer(images)
-        seconds[precision] = time.perf_counter() - start
-    return seconds["bfloat16"] < 0.9 * seconds["float32"]  # emulated, it is slower
-
-
-@contextlib.contextmanager
-def computing_in(precision: Precision, device: torch.device | str) -> Iterator[None]:
-    """Convolutions inside compute in `precision`, with kernels that give the same bits each time (cuDNN has others)."""
-    kind = torch.device(device).type
-    with (
-        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
-        torch.autocast(kind, torch.bfloat16, enabled=precision == "bfloat16"),
-    ):
-        yield
 
 
 @torch.no_grad()

@@ -51,14 +51,14 @@ class ExchangeGibbs:
     @torch.no_grad()
     def run(self, rbm: RBM, chains: ChainState, random: Random, couplings: Couplings | None = None) -> ChainState:
         """The chains of one block after `num_sweeps` sweeps and exchanges; see DrivenGibbs.run."""
-        assert not isinstance(random, RowStreams)
+        assert not isinstance(random, RowStreams) or len(random.rows) == 1
         couplings = couplings or rbm.couplings()
         for sweep in range(self.num_sweeps):
             chains = gibbs_sweep(rbm, couplings, chains, chains.beta, random)
             chains = self._exchange(rbm, chains, sweep % 2, random)
         return chains
 
-    def _exchange(self, rbm: RBM, chains: ChainState, first: int, random: torch.Generator | None) -> ChainState:
+    def _exchange(self, rbm: RBM, chains: ChainState, first: int, random: Random) -> ChainState:
         """The chains after one proposed exchange between temperatures first + 2 j and first + 2 j + 1, for every j."""
         num_pairs = (len(self.betas) - first) // 2
         if num_pairs == 0:

@@ -11,8 +11,9 @@ from torch import Tensor
 from pipeline.comm import Comm, ExactSum, split_rows
 from pipeline.config import AutoencoderConfig, PowerLaw, RunConfig
 from pipeline.data.batches import Batches
-from pipeline.models.autoencoder import IMAGE_SIZE, Autoencoder, Precision, choose_precision, computing_in, from_pixels
+from pipeline.models.autoencoder import IMAGE_SIZE, Autoencoder, from_pixels
 from pipeline.optimizers import build_optimizer, load_optimizer_state, optimizer_state, set_learning_rate
+from pipeline.precision import choose_together, computing_in
 from pipeline.schedules import learning_rate
 from pipeline.streams import stream
 from pipeline.training.objective import Evaluation, NonFinite
@@ -51,8 +52,7 @@ class AutoencoderObjective:
         self.batches = Batches(
             train_pixels.to(comm.device), config.data.batch_size, config.seed, config.model.num_blocks
         )
-        chosen = choose_precision(config.model.precision, comm.device)
-        self.precision: Precision = "bfloat16" if comm.from_first(int(chosen == "bfloat16")) else "float32"
+        self.precision = choose_together(config.model.precision, comm)
         """What convolutions compute in: the first worker's choice."""
         model = Autoencoder(config.model).initialize_(stream(config.seed, "initial weights"))
         self.model = model.to(comm.device)

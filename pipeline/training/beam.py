@@ -21,12 +21,13 @@ from pipeline.models.initialize import initialize_rbm
 from pipeline.models.rbm import Couplings
 from pipeline.natural_gradient import natural_step
 from pipeline.optimizers import build_optimizer, load_optimizer_state, optimizer_state, set_learning_rate
+from pipeline.precision import Precision, can_round_operands, choose_together, rounding_operands
 from pipeline.samplers.driven import DrivenGibbs, GammaProcess, plain_gibbs
 from pipeline.samplers.exchange import ExchangeGibbs, geometric_betas
 from pipeline.samplers.gibbs import ChainState, blocks_stand_alone
 from pipeline.samplers.protocols import WideStart
 from pipeline.schedules import learning_rate, noise_std
-from pipeline.streams import Random, RowStreams, stream, stream_seed
+from pipeline.streams import RowStreams, stream, stream_seed
 from pipeline.training.block import Block, Counts, Measurements
 from pipeline.training.monitors import Monitors
 from pipeline.training.objective import Evaluation, NonFinite
@@ -83,10 +84,13 @@ class BeamObjective:
         self.blocks = comm.my_blocks(s.num_blocks)
         self.generators = [stream(config.seed, "chains", b, device=comm.device) for b in self.blocks]
         self.chains = [self._start_block(b, g) for b, g in zip(self.blocks, self.generators)]
+        self.precision = self._choose_precision()
+        """Of the products in sweeps."""
         # one sweep of all rows where that changes no bit: products of few rows are slower
         own = [self.block_chains[b] for b in self.blocks]
         driven = isinstance(self.sampler, DrivenGibbs) and len(own) > 1
-        self.merged = driven and (comm.device.type != "cpu" or blocks_stand_alone(self.rbm, own))
+        with rounding_operands(self.precision):
+            self.merged = driven and (comm.device.type != "cpu" or blocks_stand_alone(self.rbm, own))
         self.fused = self._fuse(own)
         """None where torch makes the sweeps."""
         self.feature = config.critic.feature if config.critic else "hidden_mean"
@@ -191,35 +195,47 @@ class BeamObjective:
             data = data + noise * torch.empty_like(data).normal_(generator=self.generators[i])
         return data
 
+    def _choose_precision(self) -> Precision:
+        """What the settings ask for, where it can be had; the first worker's choice."""
+        setting = self.sampler_config.precision
+        on_gpu = self.comm.device.type == "cuda"
+        possible = self.sampler_config.kernel == "fused" if on_gpu else can_round_operands()
+        if setting == "bfloat16" and not possible:
+            need = 'kernel = "fused" on a GPU' if on_gpu else "a processor with bfloat16 instructions, and torch 2.9"
+            raise ValueError(f'sampler.precision = "bfloat16" needs {need}; use "auto" or "float32"')
+        return choose_together(setting if possible else "float32", self.comm)
+
     def _fuse(self, rows: list[int]) -> "FusedGibbs | None":
         """The fused sweeps of this worker's particles, `rows` of each block, when the settings ask for them."""
-        kernel = self.sampler_config.kernel
-        if kernel == "torch":
+        if self.sampler_config.kernel == "torch":
             return None
         from pipeline.samplers.fused import FusedGibbs, can_fuse  # not at the top: triton takes time to import
 
         if not can_fuse(self.rbm, self.comm.device) or not isinstance(self.sampler, DrivenGibbs):
             raise ValueError(
-                f"sampler.kernel = {kernel!r} needs a CUDA device, triton, float32, Bernoulli hidden units and no replica "
+                'sampler.kernel = "fused" needs a CUDA device, triton, float32, Bernoulli hidden units and no replica '
                 'exchange; use "torch"'
             )
         if sum(rows) == 0:
             return None
         first = sum(self.block_chains[: self.blocks[0]])
-        precision = torch.float32 if kernel == "fused" else torch.bfloat16
+        precision = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
         seed = stream_seed(self.config.seed, "fused sweeps")
         return FusedGibbs(self.rbm, self.sampler, sum(rows), first, seed, precision)
 
     def _sweep(self, step: int, couplings: Couplings | None) -> list[Tensor]:
         """Move this worker's chains; returns the visible states [m, V] of each block that enter the statistics."""
-        if not self.merged:
-            return [self._sweep_rows(step, [i], g, couplings)[0] for i, g in enumerate(self.generators)]
-        every = range(len(self.blocks))
-        return self._sweep_rows(step, every, RowStreams(self.generators, [len(c.beta) for c in self.chains]), couplings)
+        with rounding_operands(self.precision):
+            every = range(len(self.blocks))
+            if self.merged:
+                return self._sweep_rows(step, every, couplings)
+            return [self._sweep_rows(step, [i], couplings)[0] for i in every]
 
-    def _sweep_rows(self, step: int, which: Sequence[int], random: Random, couplings: Couplings | None) -> list[Tensor]:
+    def _sweep_rows(self, step: int, which: Sequence[int], couplings: Couplings | None) -> list[Tensor]:
         """`_sweep` of some blocks as one tensor."""
         rows = [len(self.chains[i].beta) for i in which]
+        coarse = self.precision == "bfloat16" and self.fused is None
+        random = RowStreams([self.generators[i] for i in which], rows, coarse)
         moved = self.chains[which[0]]
         if len(which) > 1:
             moved = ChainState(*(torch.cat(columns) for columns in zip(*(self.chains[i] for i in which))))

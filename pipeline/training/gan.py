@@ -18,7 +18,6 @@ from pipeline.comm import Comm, ExactSum
 from pipeline.config import EvaluationConfig, GANConfig, PowerLaw, RunConfig
 from pipeline.data.batches import Batches
 from pipeline.metrics.images import PrincipalSpace, fit_wide_principal_space, project
-from pipeline.models.autoencoder import Precision, choose_precision, computing_in
 from pipeline.models.batch_norm import Moments
 from pipeline.models.gan import (
     Gan,
@@ -30,6 +29,7 @@ from pipeline.models.gan import (
     track_moments_,
 )
 from pipeline.optimizers import build_optimizer, load_optimizer_state, optimizer_state, set_learning_rate
+from pipeline.precision import choose_together, computing_in
 from pipeline.schedules import learning_rate
 from pipeline.streams import stream
 from pipeline.training.monitors import NUM_SHOWN, SEED, Monitors
@@ -121,10 +121,7 @@ class GanObjective:
         self.blocks: list[int | None] = list(comm.my_blocks(model.num_blocks)) or [None]
         """This worker's; a worker without any takes part in all sums with a block of no rows."""
         self.monitors = _Monitors(config.evaluation, train, heldout.to(comm.device))
-        chosen = "float32"
-        if model.architecture == "convolutional":
-            chosen = choose_precision(model.precision, comm.device)
-        self.precision: Precision = "bfloat16" if comm.from_first(int(chosen == "bfloat16")) else "float32"
+        self.precision = choose_together(model.precision if model.architecture == "convolutional" else "float32", comm)
         """What products compute in: the first worker's choice."""
 
         self.model = Gan(model).initialize_(stream(config.seed, "initial weights")).to(comm.device)

@@ -66,10 +66,12 @@ def test_samples_have_the_moments_of_the_cpus():
     torch.testing.assert_close(found.std(0), expected.std(0), rtol=0.05, atol=0)
 
 
-@pytest.mark.parametrize("kernel", ["torch", "fused", "fused_bfloat16"])
-def test_a_run_resumes_with_the_same_bits(kernel):
+@pytest.mark.parametrize(("kernel", "precision"), [("torch", "float32"), ("fused", "float32"), ("fused", "bfloat16")])
+def test_a_run_resumes_with_the_same_bits(kernel, precision):
     config = tiny(search="torch")
-    config = dataclasses.replace(config, sampler=dataclasses.replace(config.sampler, kernel=kernel))
+    config = dataclasses.replace(
+        config, sampler=dataclasses.replace(config.sampler, kernel=kernel, precision=precision)
+    )
     rows = rows_for(config)
 
     def objective() -> BeamObjective:

@@ -19,12 +19,12 @@ from pipeline.config import (
 )
 from pipeline.models.autoencoder import (
     Autoencoder,
-    choose_precision,
     decode_latents,
     encode_pixels,
     from_pixels,
     to_pixels,
 )
+from pipeline.precision import choose_precision
 from pipeline.streams import stream
 from pipeline.training.autoencoder import AutoencoderObjective
 from pipeline.training.objective import NonFinite

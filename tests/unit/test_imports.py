@@ -39,7 +39,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
 }
 """A package -> the modules (with all below them) that may import it; everybody else may not."""
 
-MODELS = ("pipeline.config", "pipeline.comm", "pipeline.streams", "pipeline.models")
+MODELS = ("pipeline.config", "pipeline.comm", "pipeline.streams", "pipeline.precision", "pipeline.models")
 MIDDLE = (
     *MODELS,
     "pipeline.gradients",
@@ -56,6 +56,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "pipeline.comm": (),
     "pipeline.streams": (),
     "pipeline.disk": (),
+    "pipeline.precision": ("pipeline.comm",),
     "pipeline.data.batches": ("pipeline.comm", "pipeline.streams"),
     "pipeline.models": MODELS,
     "pipeline.samplers": (*MODELS, "pipeline.samplers"),

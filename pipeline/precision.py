@@ -1,0 +1,92 @@
+"""What products are computed in: float32, or operands of bfloat16 with sums of float32, where a processor is faster at it.
+
+bfloat16 is float32 with 8 significant bits instead of 24. It is an approximation that a setting asks for, never the default of
+a sampler: what it changes is the model that is sampled (by rounded weights), not the law of the draws.
+"""
+
+import contextlib
+import functools
+import time
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import nn
+
+from pipeline.comm import Comm
+
+Precision = Literal["float32", "bfloat16"]
+PrecisionSetting = Literal["auto", "float32", "bfloat16"]
+
+
+def choose_precision(setting: PrecisionSetting, device: torch.device | str) -> Precision:
+    """What products compute in on `device`: the setting itself, or for `auto` bfloat16 where it is native."""
+    if setting != "auto":
+        return setting
+    kind = torch.device(device).type
+    if kind == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = kind == "cpu" and _cpu_has_bfloat16()
+    return "bfloat16" if native else "float32"
+
+
+def choose_together(setting: PrecisionSetting, comm: Comm) -> Precision:
+    """`choose_precision` of the first worker, for all of the group."""
+    chosen = choose_precision(setting, comm.device)
+    return "bfloat16" if comm.from_first(int(chosen == "bfloat16")) else "float32"
+
+
+@functools.cache
+def _cpu_has_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 natively; by a stopwatch where torch cannot say."""
+    if hasattr(torch.cpu, "get_capabilities"):  # older versions of torch lack it
+        known = torch.cpu.get_capabilities()
+        return any(known.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    layer = nn.Conv2d(64, 64, 4, 2, 1)
+    images = torch.zeros(32, 64, 16, 16).contiguous(memory_format=torch.channels_last)
+    seconds = {}
+    for precision in ("float32", "bfloat16", "float32", "bfloat16"):  # the first of each warms up
+        start = time.perf_counter()
+        with torch.no_grad(), computing_in(precision, "cpu"):
+            layer(images)
+        seconds[precision] = time.perf_counter() - start
+    return seconds["bfloat16"] < 0.9 * seconds["float32"]  # emulated, it is slower
+
+
+@contextlib.contextmanager
+def computing_in(precision: Precision, device: torch.device | str) -> Iterator[None]:
+    """Convolutions inside compute in `precision`, with kernels that give the same bits each time (cuDNN has others)."""
+    kind = torch.device(device).type
+    with (
+        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
+        torch.autocast(kind, torch.bfloat16, enabled=precision == "bfloat16"),
+    ):
+        yield
+
+
+@functools.cache
+def can_round_operands() -> bool:
+    """Whether `rounding_operands` does anything here: by trying, since torch leaves float32 as it is where it cannot."""
+    x = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+    exact = x @ x
+    with rounding_operands("bfloat16"):
+        return not torch.equal(x @ x, exact)
+
+
+@contextlib.contextmanager
+def rounding_operands(precision: Precision) -> Iterator[None]:
+    """With bfloat16, products of float32 tensors on the CPU inside round their operands; sums and results are float32.
+
+    Needs a processor with bfloat16 instructions and a torch that knows the switch (2.9); otherwise nothing changes.
+    """
+    matmul = getattr(torch.backends.mkldnn, "matmul", None)
+    if precision == "float32" or matmul is None:
+        yield
+        return
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
