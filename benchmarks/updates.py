@@ -3,7 +3,7 @@
 `python -m benchmarks.updates [--cases NAME ...] [--seconds S]` (`make bench`). Every case is one problem on random rows; its
 contenders take turns for --rounds rounds of about --seconds each, and the table gives the median and the range over rounds, per
 second of this process's CPU time, which other work on the machine disturbs less than the wall clock's. This is throughput
-alone: nothing is said of what the models learn.
+alone: nothing is said of what the models learn. Sweeps with bfloat16 operands take part where the processor has them.
 
 The floor of a case is the time that its arithmetic would take with nothing else: matrix products at the rate of `torch.addmm`
 at the sweep's own shapes, random numbers at the rate of torch's generator, measured in the same run.
@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from threadpoolctl import threadpool_limits
@@ -35,19 +35,24 @@ from pipeline.config import (
     SamplerConfig,
     Schedules,
 )
+from pipeline.precision import can_round_operands
 from pipeline.training.beam import BeamObjective
 
-OURS, BLOCKS, ADVERSARY = "ours", "ours, 4 blocks", "ours, with the adversary"
+OURS, BLOCKS, ADVERSARY, ROUNDED = "ours", "ours, 4 blocks", "ours, with the adversary", "ours, bfloat16 sweeps"
 Case = tuple[Problem, dict[str, Callable[[Problem], Update]]]
 
 
-def ours(p: Problem, num_blocks: int = 1, gamma: float = 1.0) -> Update:
+def ours(
+    p: Problem, num_blocks: int = 1, gamma: float = 1.0, precision: Literal["float32", "bfloat16"] = "float32"
+) -> Update:
     """The project's own step; with gamma < 1 the adversary, its nearest-neighbor critic and memory are in it."""
     config = RunConfig(
         "benchmark",
         data=DataConfig(p.batch),
         model=RBMConfig(p.visible, p.hidden, "gaussian" if p.gaussian else "bernoulli"),
-        sampler=SamplerConfig(p.chains, p.sweeps, p.beta_std, statistics_sweeps=0, num_blocks=num_blocks),
+        sampler=SamplerConfig(
+            p.chains, p.sweeps, p.beta_std, statistics_sweeps=0, num_blocks=num_blocks, precision=precision
+        ),
         critic=CriticConfig(search="torch"),
         schedules=Schedules(Phase(updates=0), Phase(updates=10**6, gamma=gamma)),
         evaluation=EvaluationConfig(num_rows=100),
@@ -71,16 +76,19 @@ def build_cases() -> dict[str, Case]:
     loops: dict[str, Callable[[Problem], Update]] = {"torch, plain": plain_loop, "torch, tuned": tuned_loop}
     mine: dict[str, Callable[[Problem], Update]] = {OURS: ours, BLOCKS: lambda p: ours(p, 4)}
     adversary: dict[str, Callable[[Problem], Update]] = {ADVERSARY: lambda p: ours(p, 1, 0.1)}
+    rounded: dict[str, Callable[[Problem], Update]] = {}
+    if can_round_operands():
+        rounded = {ROUNDED: lambda p: ours(p, precision="bfloat16")}
     return {
         "bernoulli-k1": (
             bernoulli._replace(sweeps=1),
             {**mine, **loops, "rbms": rbms_loop, "scikit-learn": sklearn_loop},
         ),
-        "bernoulli-k5": (bernoulli, {**mine, **adversary, **loops, "rbms": rbms_loop}),
-        "gaussian-k100": (gaussian, {**mine, **adversary, **loops}),
-        "gaussian-k100-driven": (gaussian._replace(beta_std=0.95), {**mine, **adversary, **loops}),
+        "bernoulli-k5": (bernoulli, {**mine, **rounded, **adversary, **loops, "rbms": rbms_loop}),
+        "gaussian-k100": (gaussian, {**mine, **rounded, **adversary, **loops}),
+        "gaussian-k100-driven": (gaussian._replace(beta_std=0.95), {**mine, **rounded, **adversary, **loops}),
         "gaussian-k10-driven": (gaussian._replace(beta_std=0.95, sweeps=10), {**mine, **adversary, **loops}),
-        "gaussian-4096-chains-k10": (gaussian._replace(chains=4096, sweeps=10), {OURS: ours, **loops}),
+        "gaussian-4096-chains-k10": (gaussian._replace(chains=4096, sweeps=10), {OURS: ours, **rounded, **loops}),
         "gaussian-65536-chains-k1": (gaussian._replace(chains=65536, sweeps=1), {OURS: ours, **loops}),
     }
 
@@ -168,7 +176,7 @@ def main() -> None:
         "rounds": args.rounds,
     }
     record: dict[str, Any] = {
-        "what": "updates per second of CPU time, one thread, float32",
+        "what": "updates per second of CPU time, one thread, float32 unless named",
         "command": "make bench",
         "cases": json.loads(args.out.read_text())["cases"] if args.out.exists() else {},
     }

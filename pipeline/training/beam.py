@@ -196,14 +196,19 @@ class BeamObjective:
         return data
 
     def _choose_precision(self) -> Precision:
-        """What the settings ask for, where it can be had; the first worker's choice."""
+        """What the settings ask for, where all workers have it; collective."""
         setting = self.sampler_config.precision
+        if setting == "float32":
+            return "float32"
         on_gpu = self.comm.device.type == "cuda"
-        possible = self.sampler_config.kernel == "fused" if on_gpu else can_round_operands()
-        if setting == "bfloat16" and not possible:
-            need = 'kernel = "fused" on a GPU' if on_gpu else "a processor with bfloat16 instructions, and torch 2.9"
+        here = self.sampler_config.kernel == "fused" if on_gpu else can_round_operands()
+        everywhere = self.comm.gather(torch.tensor([here], device=self.comm.device), [1] * self.comm.world_size)
+        if everywhere.all():
+            return choose_together(setting, self.comm)
+        if setting == "bfloat16":
+            need = 'kernel = "fused" on a GPU' if on_gpu else "processors with bfloat16 instructions, and torch 2.9"
             raise ValueError(f'sampler.precision = "bfloat16" needs {need}; use "auto" or "float32"')
-        return choose_together(setting if possible else "float32", self.comm)
+        return "float32"
 
     def _fuse(self, rows: list[int]) -> "FusedGibbs | None":
         """The fused sweeps of this worker's particles, `rows` of each block, when the settings ask for them."""

@@ -53,7 +53,7 @@ def built(config: RunConfig) -> BeamObjective:
 
 def test_what_cannot_be_had_is_refused_and_auto_goes_without(monkeypatch) -> None:
     monkeypatch.setattr(beam, "can_round_operands", lambda: False)
-    with pytest.raises(ValueError, match=r'sampler.precision = "bfloat16" needs a processor.*use "auto" or "float32"'):
+    with pytest.raises(ValueError, match=r'sampler.precision = "bfloat16" needs processors.*use "auto" or "float32"'):
         built(wants("bfloat16"))
     assert built(wants("auto")).precision == "float32"
 
