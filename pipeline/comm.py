@@ -173,9 +173,6 @@ class ExactSum:
         sizes = {name: math.prod(shape) for name, shape in shapes.items()}
         self.buffer = torch.zeros(sum(sizes.values()), dtype=torch.float64, device=device)
         self.parts: dict[str, Tensor] = {}
-        snap = torch.full((1,), _SNAP, dtype=torch.float64, device=device)
-        # expanded and not a number: float32 values plus it are float64 at once
-        self._snaps = {name: snap.reshape([1] * len(shape)).expand(shape) for name, shape in shapes.items()}
         self._untouched = set(shapes)
         start = 0
         for name, shape in shapes.items():
@@ -191,7 +188,7 @@ class ExactSum:
         for name, value in partial.items():
             assert value.shape == self.parts[name].shape, (name, value.shape)
             if name in self._untouched:  # snap_to_grid of the first values, straight into the buffer
-                torch.add(self._snaps[name], value, out=self.parts[name]).sub_(_SNAP)
+                self.parts[name].copy_(value).add_(_SNAP).sub_(_SNAP)
                 self._untouched.remove(name)
             else:
                 self.parts[name].add_(snap_to_grid(value))

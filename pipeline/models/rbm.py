@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import RBMConfig
-from pipeline.models.units import UNITS, Gaussian
+from pipeline.models.units import UNITS
 
 
 class Hidden(NamedTuple):
@@ -92,17 +92,20 @@ class RBM(nn.Module):
             hidden: hidden states or conditional means [rows, H].
             weights: [rows].
         """
-        scaled_v, scaled_h = self.visible.scaled(v), self.hidden.scaled(hidden.states)
-        grads = {"weights": scaled_v.T @ (scaled_h * weights[:, None])}
-        needs_field = isinstance(self.visible, Gaussian)
-        visible_field = scaled_h @ self.weights.T if needs_field else scaled_v
-        hidden_field = scaled_v @ self.weights if isinstance(self.hidden, Gaussian) else scaled_h
-        for name, value in self.visible.negative_energy_gradient(v, None, visible_field, weights).items():
+        s_v, s_h = self.visible.variance(), self.hidden.variance()
+        grad = self.visible.shifted(v).T @ (self.hidden.scaled(hidden.states) * weights[:, None])
+        if s_v is not None:
+            grad /= s_v[:, None]
+        grads = {"weights": grad}
+        for name, value in self.visible.self_gradient(v, None, weights).items():
             grads[f"visible.{name}"] = value
-        for name, value in self.hidden.negative_energy_gradient(
-            hidden.states, hidden.variance, hidden_field, weights
-        ).items():
+        for name, value in self.hidden.self_gradient(hidden.states, hidden.variance, weights).items():
             grads[f"hidden.{name}"] = value
+        # the coupling is linear in 1 / s, so its derivative with respect to log s is the coupling itself, turned around
+        if s_v is not None:
+            grads["visible.log_variance"] -= (self.weights * grad).sum(1)
+        if s_h is not None:
+            grads["hidden.log_variance"] -= (self.weights * grad).sum(0)
         return grads
 
     def hidden_statistics(self, v: Tensor, couplings: Couplings | None = None) -> Hidden:

@@ -37,11 +37,14 @@ class Units(nn.Module):
         """Variances s [size] that divide the states in the coupling; None stands for 1."""
         return None
 
+    def shifted(self, x: Tensor) -> Tensor:
+        """States [rows, size] less the offsets."""
+        return x - self.offset if self.shifts() else x
+
     def scaled(self, x: Tensor) -> Tensor:
         """(x - offset) / s, the form in which a state [rows, size] enters the coupling."""
-        shifted = x - self.offset if self.shifts() else x
         s = self.variance()
-        return shifted if s is None else shifted / s
+        return self.shifted(x) if s is None else self.shifted(x) / s
 
     def self_energy(self, x: Tensor) -> Tensor:
         """-sum_i a_i(x_i) [rows] of states x [rows, size]."""
@@ -63,15 +66,12 @@ class Units(nn.Module):
         """Log of sum or integral over x of exp(-beta (self_energy(x) - scaled(x).field)) [rows]; exact."""
         raise NotImplementedError
 
-    def negative_energy_gradient(
-        self, x: Tensor, x_variance: Tensor | None, field: Tensor, weights: Tensor
-    ) -> dict[str, Tensor]:
-        """Weighted sums over rows of -dE/d(parameter of this layer).
+    def self_gradient(self, x: Tensor, x_variance: Tensor | None, weights: Tensor) -> dict[str, Tensor]:
+        """Weighted sums over rows of -d self_energy(x) / d(parameter of this layer).
 
         Args:
             x: states or conditional means [rows, size].
-            x_variance: conditional variances [size] when x is a mean and E is quadratic in it, else None.
-            field: [rows, size].
+            x_variance: conditional variances [size] when x is a mean and self_energy is quadratic in it, else None.
             weights: [rows].
         """
         return {"bias": weights @ x}
@@ -148,16 +148,14 @@ class Gaussian(Units):
         quadratic = ((self.bias - self.offset) * field + 0.5 * field**2) / s
         return 0.5 * (math.log(2 * math.pi / beta) + self.log_variance).sum() + beta * quadratic.sum(1)
 
-    def negative_energy_gradient(
-        self, x: Tensor, x_variance: Tensor | None, field: Tensor, weights: Tensor
-    ) -> dict[str, Tensor]:
+    def self_gradient(self, x: Tensor, x_variance: Tensor | None, weights: Tensor) -> dict[str, Tensor]:
         s = self.variance()
         deviation = x - self.bias
-        square = deviation**2 if x_variance is None else deviation**2 + x_variance
-        return {
-            "bias": (weights @ deviation) / s,
-            "log_variance": (weights @ (0.5 * square - (x - self.offset) * field)) / s,
-        }
+        bias = (weights @ deviation) / s
+        square = weights @ deviation.square_()
+        if x_variance is not None:
+            square += weights.sum() * x_variance
+        return {"bias": bias, "log_variance": 0.5 * square / s}
 
     @torch.no_grad()
     def clamp_(self, min_std: float) -> None:

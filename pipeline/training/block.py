@@ -42,17 +42,23 @@ class Counts(NamedTuple):
     particles: int
 
 
+_MOST_ROWS = 4096
+"""Of one product on a CPU: with more at a time, new memory for what lies between costs as much as the product."""
+
+
 def weighted_gradient(rbm: RBM, block: Block, on_data: Tensor, on_particles: Tensor) -> dict[str, Tensor]:
-    """Sum of -dE/dtheta over a block's rows with weights [b] and [m]: one product where both have the same form."""
+    """Sum of -dE/dtheta over a block's rows with weights [b] and [m]: one product where both have the same form and are few."""
     data, particles = block.data_hidden, block.particles.hidden
-    if (data.variance is None) == (particles.variance is None):
+    visible = block.particles.visible
+    few = visible.device.type != "cpu" or len(on_data) + len(on_particles) <= _MOST_ROWS
+    if few and (data.variance is None) == (particles.variance is None):
         both = Hidden(torch.cat([data.states, particles.states]), data.variance)
-        rows = torch.cat([block.data, block.particles.visible])
-        return rbm.negative_energy_gradient(rows, both, torch.cat([on_data, on_particles]))
-    # Gaussian hidden units with means on the data but samples on the particles
-    first = rbm.negative_energy_gradient(block.data, data, on_data)
-    second = rbm.negative_energy_gradient(block.particles.visible, particles, on_particles)
-    return {name: first[name] + second[name] for name in first}
+        return rbm.negative_energy_gradient(torch.cat([block.data, visible]), both, torch.cat([on_data, on_particles]))
+    total = rbm.negative_energy_gradient(block.data, data, on_data)
+    for v, h, w in zip(*(x.split(_MOST_ROWS) for x in (visible, particles.states, on_particles))):
+        for name, part in rbm.negative_energy_gradient(v, Hidden(h, particles.variance), w).items():
+            total[name] += part
+    return total
 
 
 def ascent_direction(
