@@ -15,6 +15,8 @@ from jobs.paper.units import Unit
 from pipeline.precision import can_round_operands
 
 PRECISIONS = ("float32", "bfloat16")
+GRID_SEEDS = range(6)
+"""More than elsewhere: after three, the driven chains' divergences seemed higher with bfloat16."""
 _MEASURED = ("driven noisy", "persistent noisy", "driven mean")
 _METRICS = ("forward", "reverse")
 
@@ -28,13 +30,13 @@ def _waves(plan: Plan) -> list[list[Unit]]:
         rows, compared = rows // 10, {"compared": 200}
     grids, bases, beams = [], [], []
     at = None if plan.mnist is None else Lengths(plan, plan.mnist)
-    for seed in SEEDS[:1] if plan.quick else SEEDS:
+    for seed in SEEDS[:1] if plan.quick else GRID_SEEDS:
         for precision in PRECISIONS:
             setting = {"sampler.precision": precision}
             what = {"recipe_name": "mixture_grid", "settings": {**quick, **setting}, "geometry": {"name": "grid"}}
             more = {"rows": rows, "seed": seed, "curve_every": None, **compared}
             grids.append(Unit(f"grid-{precision}-{seed}", train_mixture, {**what, **more}))
-            if at is not None:
+            if at is not None and seed in SEEDS:
                 name = READINGS["recommended"]
                 base = at.unit(f"mnist-base-{precision}", name, seed, setting, until=at.switch)
                 forked = {"fork": base.name, "parents": (base.fingerprint,)}
