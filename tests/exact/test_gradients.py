@@ -8,6 +8,8 @@ from pipeline.gradients import data_weights, particle_weights
 from pipeline.metrics.exact import layer_states, log_likelihood
 from pipeline.models.rbm import RBM, Hidden
 from pipeline.models.units import Gaussian
+from pipeline.training import block as blocks
+from pipeline.training.block import Block, Counts, Particles, ascent_direction
 
 TOLERANCE = 1e-10
 EVERY_PAIRING = pytest.mark.parametrize(("visible", "hidden"), PAIRINGS)
@@ -167,3 +169,21 @@ def test_a_finite_difference_agrees(visible, hidden):
         rbm.weights[1, 0] -= 2 * epsilon
         down = log_likelihood(rbm, data)
     assert gradient[1, 0].item() == pytest.approx(((up - down) / (2 * epsilon)).item(), abs=1e-7)
+
+
+@EVERY_PAIRING
+@pytest.mark.parametrize("sampled", [False, True])
+def test_many_rows_in_parts_give_the_same_sum(visible, hidden, sampled, monkeypatch):
+    rbm = small_rbm(visible, hidden, seed=8, centered=True)
+    data, particles = some_data(rbm, 11), some_data(rbm, 13)
+    means = rbm.hidden_statistics(particles)
+    of_particles = Hidden(means.states.detach().round(), None) if sampled else means
+    block = Block(
+        data, rbm.hidden_statistics(data), data, Particles(particles, of_particles, particles), critic_of(particles)
+    )
+    whole = ascent_direction(rbm, block, 0.3, 0.1, Counts(11, 13))
+    monkeypatch.setattr(blocks, "_MOST_ROWS", 5)
+    assert_same(ascent_direction(rbm, block, 0.3, 0.1, Counts(11, 13)), whole)
+    f, w = rbm.negative_energy_gradient, particle_weights(0.3, critic_of(particles), 0.1, 13, particles)
+    apart = [f(data, block.data_hidden, data_weights(0.3, 11, 11, data)), f(particles, of_particles, w)]
+    assert_same({name: apart[0][name] + apart[1][name] for name in whole}, whole)
