@@ -173,7 +173,9 @@ class SamplerConfig:
     (pipeline/samplers/fused.py). The kernels agree with torch in law, not in bits."""
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
     """Of the products in those sweeps: float32, or operands of bfloat16 with sums of float32, faster on processors that have
-    it and, with kernel = "fused", on GPUs. `auto`: bfloat16 where it is native. Gradients and evaluation are float32."""
+    it and, with kernel = "fused", on GPUs. `auto`: bfloat16 where it is native and no layer is small. Rounded weights are
+    another model: where energies are large, as with a sigma that is small against the distance of modes, the modes' weights
+    move (docs/results.md). Gradients and evaluation are float32."""
     initial_chains: Literal["data", "wide"] = "data"
     """Where chains start: at random rows of the data, or wide: Gaussian with the data's mean and sd per unit (Bernoulli
     units: the data's mean)."""

@@ -46,6 +46,10 @@ class PhasePosition(NamedTuple):
     num_steps: int
 
 
+_LEAST_UNITS = 64
+"""Of the smaller layer, for sweeps to be faster with bfloat16."""
+
+
 class BeamObjective:
     """A BEAM on `comm.world_size` workers; implements training.objective.Objective."""
 
@@ -202,6 +206,8 @@ class BeamObjective:
             return "float32"
         on_gpu = self.comm.device.type == "cuda"
         here = self.sampler_config.kernel == "fused" if on_gpu else can_round_operands()
+        if setting == "auto" and min(self.rbm.weights.shape) < _LEAST_UNITS:
+            return "float32"
         everywhere = self.comm.gather(torch.tensor([here], device=self.comm.device), [1] * self.comm.world_size)
         if everywhere.all():
             return choose_together(setting, self.comm)

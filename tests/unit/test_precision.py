@@ -7,7 +7,7 @@ import torch
 from test_beam_invariance import rows_for, tiny
 
 from pipeline.comm import Comm
-from pipeline.config import RunConfig
+from pipeline.config import RBMConfig, RunConfig
 from pipeline.precision import can_round_operands, rounding_operands
 from pipeline.training import beam
 from pipeline.training.beam import BeamObjective
@@ -41,9 +41,10 @@ def test_rounding_ends_where_it_should(precision: str) -> None:
     assert torch.equal(x @ x, before)
 
 
-def wants(precision: str) -> RunConfig:
+def wants(precision: str, num_hidden: int = 64) -> RunConfig:
     config = tiny(search="torch")
-    return dataclasses.replace(config, sampler=dataclasses.replace(config.sampler, precision=precision))
+    sampler = dataclasses.replace(config.sampler, precision=precision)
+    return dataclasses.replace(config, model=RBMConfig(70, num_hidden), sampler=sampler)
 
 
 def built(config: RunConfig) -> BeamObjective:
@@ -61,6 +62,7 @@ def test_what_cannot_be_had_is_refused_and_auto_goes_without(monkeypatch) -> Non
 def test_auto_is_what_the_processor_has() -> None:
     assert built(wants("auto")).precision == ("bfloat16" if can_round_operands() else "float32")
     assert built(wants("float32")).precision == "float32"
+    assert built(wants("auto", num_hidden=63)).precision == "float32", "nothing is gained there"
 
 
 @NEEDS_ROUNDING
