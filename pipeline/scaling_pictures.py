@@ -129,9 +129,9 @@ def speed_bars(
         axes.invert_yaxis()
         axes.set_xscale("log")
         axes.set_xlim(min(middle) / 2, max(middle) * 2.5)
-        for row, value in enumerate(middle):
+        for row, (value, _, high) in enumerate(found.values()):
             axes.annotate(
-                f" {value:.3g}", (value, row), va="center", fontsize=8, xytext=(6, 0), textcoords="offset points"
+                f"{value:.3g}", (high, row), va="center", fontsize=8, xytext=(4, 0), textcoords="offset points"
             )
         axes.set_title(name, fontsize=10, loc="left")
         axes.tick_params(labelsize=8)
