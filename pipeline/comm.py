@@ -169,9 +169,22 @@ class Comm:
 class ExactSum:
     """Named sums over blocks and workers in one flat float64 buffer and one all-reduce; the same bits for any grouping."""
 
-    def __init__(self, shapes: dict[str, torch.Size | tuple[int, ...]], device: torch.device | str = "cpu"):
+    def __init__(
+        self,
+        shapes: dict[str, torch.Size | tuple[int, ...]],
+        device: torch.device | str = "cpu",
+        single: bool = False,
+    ):
+        """Make the buffer.
+
+        Args:
+            shapes: of each sum, by name.
+            device: of the buffer.
+            single: one block in all adds to each sum, so there is nothing to group: its values stay as they are, float32.
+        """
+        self.single = single
         sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-        self.buffer = torch.zeros(sum(sizes.values()), dtype=torch.float64, device=device)
+        self.buffer = torch.zeros(sum(sizes.values()), dtype=torch.float32 if single else torch.float64, device=device)
         self.parts: dict[str, Tensor] = {}
         self._untouched = set(shapes)
         start = 0
@@ -187,14 +200,18 @@ class ExactSum:
         """Add one block's partial sums."""
         for name, value in partial.items():
             assert value.shape == self.parts[name].shape, (name, value.shape)
-            if name in self._untouched:  # snap_to_grid of the first values, straight into the buffer
+            if self.single:
+                assert name in self._untouched, f"two blocks add to {name}"
+                self.parts[name].copy_(value)
+                self._untouched.remove(name)
+            elif name in self._untouched:  # snap_to_grid of the first values, straight into the buffer
                 self.parts[name].copy_(value).add_(_SNAP).sub_(_SNAP)
                 self._untouched.remove(name)
             else:
                 self.parts[name].add_(snap_to_grid(value))
 
     def reduce(self, comm: Comm) -> dict[str, Tensor]:
-        """The sums over all workers, float64 views of the buffer (valid until the next `zero_`)."""
+        """The sums over all workers, views of the buffer (valid until the next `zero_`)."""
         for name in self._untouched:  # a worker without blocks
             self.parts[name].zero_()
         comm.sum_(self.buffer)

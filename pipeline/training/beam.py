@@ -153,7 +153,9 @@ class BeamObjective:
             quantity = f"the gradient of {bad}" if bad in dict(self.rbm.named_parameters()) else bad
             raise NonFinite(quantity, step, self._ranks_with_bad_rows(blocks))
         rate = self.learning_rate(step)
-        beta_mean, beta_square, mean_score = torch.stack([sums["beta"], sums["beta_square"], mean]).tolist()
+        beta_mean, beta_square, mean_score = torch.stack(
+            [sums["beta"].double(), sums["beta_square"].double(), mean]
+        ).tolist()
         report = {
             "gamma": gamma,
             "epoch": step / self.batches.steps_per_epoch,

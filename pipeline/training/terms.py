@@ -59,7 +59,9 @@ class GradientSums:
         shapes = {name: p.shape for name, p in rbm.named_parameters()}
         scalars = ("beta", "beta_square")
         self.sums = ExactSum(
-            {**shapes, "hidden_mean": (rbm.config.num_hidden,), **{k: () for k in scalars}}, comm.device
+            {**shapes, "hidden_mean": (rbm.config.num_hidden,), **{k: () for k in scalars}},
+            comm.device,
+            single=len(block_chains) == 1,
         )
         fits = comm.device.type == "cuda" and comm.world_size == 1 and rows <= _MOST_ROWS
         self.captured: Captured[Terms] | None = Captured() if capture and fits and self._never_waits() else None

@@ -118,8 +118,18 @@ def assert_equal(result: dict, reference: dict, who: str) -> None:
         tiny(search="torch", wire="bfloat16"),
         tiny(search="faiss", memory="sharded", exclude_own_chain=True, num_neighbors=9),
         rounded(),
+        dataclasses.replace(tiny(search="torch"), sampler=SamplerConfig(num_chains=13, gibbs_steps=3, num_blocks=1)),
     ],
-    ids=["gaussian", "faiss", "bernoulli-sampled", "visible-critic", "bfloat16-wire", "sharded", "bfloat16-sweeps"],
+    ids=[
+        "gaussian",
+        "faiss",
+        "bernoulli-sampled",
+        "visible-critic",
+        "bfloat16-wire",
+        "sharded",
+        "bfloat16-sweeps",
+        "one-block",
+    ],
 )
 def test_bits_do_not_depend_on_the_number_of_workers(config: RunConfig) -> None:
     if (

@@ -151,6 +151,22 @@ def test_the_first_values_are_rounded_to_the_grid_like_all_others(dtype: torch.d
     assert torch.equal(total.reduce(Comm())["weights"], snap_to_grid(values))
 
 
+def test_what_a_single_block_adds_stays_as_it_is() -> None:
+    total = ExactSum(SHAPES, single=True)
+    for scale in (1.0, 2.0):
+        values = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)) * scale / 3e9  # below the grid in part
+        total.zero_()
+        total.add_({"weights": values})
+        assert torch.equal(total.reduce(Comm())["weights"], values)
+        assert not total.parts["bias"].any() and total.first_bad() is None
+    with pytest.raises(AssertionError, match="two blocks add to weights"):
+        total.add_({"weights": values})
+    total.zero_()
+    total.add_({"count": torch.tensor(math.inf), "weights": values})
+    total.reduce(Comm())
+    assert total.first_bad() == "count"
+
+
 def test_adding_leaves_the_partial_sums_alone() -> None:
     partial = {"bias": torch.full((7,), 1 / 3, dtype=torch.float64)}
     ExactSum(SHAPES).add_(partial)
