@@ -55,10 +55,10 @@ def cpu() -> list[str]:
     return [
         *lines,
         "",
-        "Behind the tuned loop by more than a tenth: one sweep of a small model, where some .7 ms of fixed work weigh most, "
-        "and with 4 blocks the sums in float64 that make the number of workers irrelevant (a run of one block needs none). With "
-        "very many chains ours is ahead because the gradient of the variances needs no product of its own, and rows are taken "
-        "in parts.",
+        "Behind the tuned loop by more than a tenth: one sweep of a small model, where some .7 ms of fixed work weigh "
+        "most, and with 4 blocks the sums in float64 that make the number of workers irrelevant (a run of one block "
+        "needs none). With very many chains ours is ahead: the gradient of the variances needs no product of its own, "
+        "and rows are taken in parts.",
         "",
         "![CPU](speed_cpu.png)",
         "",
