@@ -19,7 +19,7 @@ from pipeline.samplers.gibbs import ChainState
 from pipeline.streams import RowStreams, stream
 
 ROWS = 30_000
-SWEEPS = 20
+SWEEPS = 8
 UNITS = 24  # of either layer
 PAIRINGS = pytest.mark.parametrize("visible", ["bernoulli", "gaussian"])
 
