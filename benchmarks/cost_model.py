@@ -154,7 +154,7 @@ def bytes_per_update(job: Job, workers: int) -> dict[str, int]:
     if workers == 1:
         return {}
     share = largest_share(job, workers)
-    summed = 8 * (job.parameters + job.hidden + 2)  # and E[h] of the data, beta and its square
+    summed = 8 * job.parameters
     if not job.adversary:
         return {"sum": summed}
     found = {"sum": summed + SCORE_BYTES}
@@ -208,7 +208,7 @@ def update_seconds(job: Job, workers: int, machine: Machine) -> Parts:
     gradient = 3 * share.blocks * rates.call + product * rows * (2 / rates.flops + 1 / rates.outer_flops)
     passes = job.visible * rows * _ROW + job.parameters * (_FIRST_BLOCK + BLOCK_BYTES * (share.blocks - 1))
     gradient += passes / rates.bytes
-    summed = machine.sum_seconds(8 * (job.parameters + job.hidden + 2), workers)
+    summed = machine.sum_seconds(8 * job.parameters, workers)
     gather = queries = search = scores = 0.0
     if job.adversary:
         scores = machine.sum_seconds(SCORE_BYTES, workers)

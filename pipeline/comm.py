@@ -9,6 +9,7 @@ The only file that knows torch.distributed. Two properties make a run on N worke
   all-reduce gives the same bits. A NaN or an infinity passes through and is seen by all workers.
 """
 
+import itertools
 import math
 from collections import Counter
 from typing import NamedTuple
@@ -30,10 +31,10 @@ def split_rows(num_rows: int, num_blocks: int) -> list[int]:
     return [base + (block < extra) for block in range(num_blocks)]
 
 
-def snap_to_grid(values: Tensor) -> Tensor:
-    """`values` rounded to multiples of GRID, as float64; exact sums of them need |value| < LIMIT."""
-    # a copy always: double() of float64 values would be the caller's own tensor
-    return values.to(torch.float64, copy=True).add_(_SNAP).sub_(_SNAP)
+def snap_to_grid(values: Tensor, out: Tensor | None = None) -> Tensor:
+    """`values` rounded to multiples of GRID, as float64, into `out` if given; exact sums of them need |value| < LIMIT."""
+    out = torch.empty_like(values, dtype=torch.float64) if out is None else out
+    return out.copy_(values).add_(_SNAP).sub_(_SNAP)
 
 
 def lost_a_peer(error: BaseException) -> bool:
@@ -180,17 +181,21 @@ class ExactSum:
         Args:
             shapes: of each sum, by name.
             device: of the buffer.
-            single: one block in all adds to each sum, so there is nothing to group: its values stay as they are, float32.
+            single: one block in all adds to each sum, so there is nothing to group: its values stay as they are.
         """
         self.single = single
         sizes = {name: math.prod(shape) for name, shape in shapes.items()}
         self.buffer = torch.zeros(sum(sizes.values()), dtype=torch.float32 if single else torch.float64, device=device)
-        self.parts: dict[str, Tensor] = {}
+        self._scratch = torch.empty_like(self.buffer[: max(sizes.values())])
+        ends = itertools.accumulate(sizes.values())
+        self._views = {
+            name: self.buffer[end - sizes[name] : end].view(shape) for end, (name, shape) in zip(ends, shapes.items())
+        }
+        self.parts = dict(self._views)
+        """The sums: views of the buffer, or a single block's own values."""
+        # not where a graph may be captured: it computes in the same places every time
+        self._keeps_values = single and self.buffer.device.type == "cpu"
         self._untouched = set(shapes)
-        start = 0
-        for name, shape in shapes.items():
-            self.parts[name] = self.buffer[start : start + sizes[name]].view(shape)
-            start += sizes[name]
 
     def zero_(self) -> None:
         """Forget what was added."""
@@ -199,27 +204,33 @@ class ExactSum:
     def add_(self, partial: dict[str, Tensor]) -> None:
         """Add one block's partial sums."""
         for name, value in partial.items():
-            assert value.shape == self.parts[name].shape, (name, value.shape)
+            part = self._views[name]
+            assert value.shape == part.shape, (name, value.shape)
+            first = name in self._untouched
+            self._untouched.discard(name)
             if self.single:
-                assert name in self._untouched, f"two blocks add to {name}"
-                self.parts[name].copy_(value)
-                self._untouched.remove(name)
-            elif name in self._untouched:  # snap_to_grid of the first values, straight into the buffer
-                self.parts[name].copy_(value).add_(_SNAP).sub_(_SNAP)
-                self._untouched.remove(name)
+                assert first, f"two blocks add to {name}"
+                self.parts[name] = value if self._keeps_values else part.copy_(value)
+            elif first:
+                snap_to_grid(value, out=part)
             else:
-                self.parts[name].add_(snap_to_grid(value))
+                part.add_(snap_to_grid(value, out=self._scratch[: part.numel()].view(part.shape)))
 
     def reduce(self, comm: Comm) -> dict[str, Tensor]:
-        """The sums over all workers, views of the buffer (valid until the next `zero_`)."""
+        """The sums over all workers, valid until the next `zero_`."""
         for name in self._untouched:  # a worker without blocks
-            self.parts[name].zero_()
-        comm.sum_(self.buffer)
+            self.parts[name] = self._views[name].zero_()
+        if comm.world_size > 1:
+            for name, part in self._views.items():
+                if self.parts[name] is not part:
+                    self.parts[name] = part.copy_(self.parts[name])
+            comm.sum_(self.buffer)
         return self.parts
 
     def first_bad(self) -> str | None:
         """Name of the first reduced sum that is not finite or beyond the exact range, or None; the same on all workers."""
-        if float(self.buffer @ self.buffer) < LIMIT**2:  # so each of them is below; false for NaN too
+        sums = [part.flatten() for part in self.parts.values()] if self._keeps_values else [self.buffer]
+        if sum(float(x @ x) for x in sums) < LIMIT**2:  # so each of them is below; false for NaN too
             return None
         for name, part in self.parts.items():
             if not bool((part.abs() < LIMIT).all()):

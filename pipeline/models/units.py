@@ -28,10 +28,17 @@ class Units(nn.Module):
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(size, dtype=dtype))
         self.register_buffer("offset", torch.zeros(size, dtype=dtype))
+        self._shifts: tuple[Tensor, int, bool] | None = None
 
     def shifts(self) -> bool:
         """False where all offsets are zero and nothing need be subtracted. A GPU's are not asked: it would have to wait."""
-        return self.offset.device.type != "cpu" or bool(self.offset.any())
+        offset = self.offset
+        if offset.device.type != "cpu":
+            return True
+        asked = self._shifts
+        if asked is None or asked[0] is not offset or asked[1] != offset._version:  # it counts changes in place
+            asked = self._shifts = (offset, offset._version, bool(offset.any()))
+        return asked[2]
 
     def variance(self) -> Tensor | None:
         """Variances s [size] that divide the states in the coupling; None stands for 1."""
@@ -76,7 +83,6 @@ class Units(nn.Module):
         """
         return {"bias": weights @ x}
 
-    @torch.no_grad()
     def clamp_(self, min_std: float) -> None:
         """Keep parameters in their range, after an update."""
 
@@ -157,7 +163,6 @@ class Gaussian(Units):
             square += weights.sum() * x_variance
         return {"bias": bias, "log_variance": 0.5 * square / s}
 
-    @torch.no_grad()
     def clamp_(self, min_std: float) -> None:
         self.log_variance.clamp_(min=2 * math.log(min_std))
 

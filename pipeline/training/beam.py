@@ -69,6 +69,7 @@ class BeamObjective:
         train = train.to(comm.device)
         self.batches = Batches(train, config.data.batch_size, config.seed, self.sampler_config.num_blocks)
         self.rbm = initialize_rbm(config.model, train, config.seed, comm.device)
+        self.parameters = dict(self.rbm.named_parameters())
         natural = isinstance(config.optimizer, NaturalGradientConfig)
         self.optimizer = None if natural else build_optimizer(self.rbm, config.optimizer, maximize=True)
         """None for the natural gradient, which has no state."""
@@ -146,28 +147,18 @@ class BeamObjective:
         recall = self.recall if gamma < 1 else None
         # what it remembers has traveled during the sweeps; while that is nothing, the step is plain PCD
         critic = recall if recall is not None and recall.ready(step) else None
-        betas = [self._at_one(chains).beta for chains in self.chains]
-        blocks, mean = self.terms.take(data, visible, betas, gamma, critic is not None, counts, couplings)
+        blocks, mean_score = self.terms.take(data, visible, gamma, critic is not None, counts, couplings)
         sums = self.terms.sums.reduce(self.comm)
         if bad := self.terms.sums.first_bad():
-            quantity = f"the gradient of {bad}" if bad in dict(self.rbm.named_parameters()) else bad
+            quantity = f"the gradient of {bad}" if bad in self.parameters else bad
             raise NonFinite(quantity, step, self._ranks_with_bad_rows(blocks))
         rate = self.learning_rate(step)
-        beta_mean, beta_square, mean_score = torch.stack(
-            [sums["beta"].double(), sums["beta_square"].double(), mean]
-        ).tolist()
-        report = {
-            "gamma": gamma,
-            "epoch": step / self.batches.steps_per_epoch,
-            "learning_rate": rate,
-            "beta_mean": beta_mean,
-            "beta_std": max(0.0, beta_square - beta_mean**2) ** 0.5,
-            **({} if critic is None else {"score_particles": mean_score}),
-        }
+        report = {"gamma": gamma, "epoch": step / self.batches.steps_per_epoch, "learning_rate": rate}
         if measure:
+            betas = [self._at_one(chains).beta for chains in self.chains]
             features, rows = [block.data_features for block in blocks], self.batches.block_rows(step)
             data_scores = None if critic is None else critic.score(features, rows, own=False)
-            report |= self.measurements.take(self.rbm, blocks, mean_score, counts, data_scores, self.comm)
+            report |= self.measurements.take(self.rbm, blocks, betas, float(mean_score), counts, data_scores, self.comm)
         self._update(sums, rate, step, blocks)
         if recall is not None:
             recall.remember(
@@ -256,12 +247,13 @@ class BeamObjective:
             moved = self.fused.run(moved, random, step)
         else:
             moved = self.sampler.run(self.rbm, moved, random, couplings)
-        for i, parts in zip(which, zip(*(column.split(rows) for column in moved))):
-            self.chains[i] = ChainState(*parts)
         chains = self._at_one(moved)
         visible = self.statistics_sampler.run(self.rbm, chains, random, couplings).visible
         if len(which) == 1:
+            self.chains[which[0]] = moved
             return [visible]
+        for i, parts in zip(which, zip(*(column.split(rows) for column in moved))):
+            self.chains[i] = ChainState(*parts)
         # copies: products of a tensor that begins amid another one may differ in bits
         return [part.clone() for part in visible.split(rows)]
 
@@ -304,12 +296,9 @@ class BeamObjective:
         if self.optimizer is None:
             self._natural_update(sums, rate, step, blocks)
         else:
-            gradients = []
-            for parameter in self.rbm.parameters():
-                if parameter.grad is None:
-                    parameter.grad = torch.empty_like(parameter)
-                gradients.append(parameter.grad)
-            torch._foreach_copy_(gradients, [sums[name] for name, _ in self.rbm.named_parameters()])
+            for name, parameter in self.parameters.items():
+                # valid until the next step, like the sums
+                parameter.grad = sums[name].to(parameter.dtype)
             set_learning_rate(self.optimizer, rate)
             self.optimizer.step()
         model = self.rbm.config
@@ -335,7 +324,7 @@ class BeamObjective:
         )
         frozen = frozenset() if self.rbm.config.fixed_std is None else frozenset({"visible.log_variance"})
         change = natural_step(self.rbm, sums, data, particles, self.config.optimizer, rate, frozen)
-        for name, parameter in self.rbm.named_parameters():
+        for name, parameter in self.parameters.items():
             parameter.add_(change[name].to(parameter.dtype))
 
     # --- evaluation and state ---------------------------------------------------------------------------------------

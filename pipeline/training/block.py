@@ -77,31 +77,46 @@ class Measurements:
     def __init__(self, rbm: RBM, device: torch.device):
         shapes = {name: p.shape for name, p in rbm.named_parameters()}
         parts = {f"{part} {name}": shape for part in ("likelihood", "adversarial") for name, shape in shapes.items()}
-        self.sums = ExactSum({**parts, "score_data": (), "reconstruction": ()}, device)
+        scalars = ("score_data", "reconstruction", "beta", "beta_square")
+        self.sums = ExactSum({**parts, **{name: () for name in scalars}}, device)
 
     def take(
         self,
         rbm: RBM,
         blocks: list[Block],
+        betas: list[Tensor],
         mean_score: float,
         counts: Counts,
         data_scores: list[Tensor] | None,
         comm: Comm,
     ) -> dict[str, float]:
-        """Global numbers of a step, the same on all workers; nothing of the run changes. Takes T of the blocks' data rows."""
+        """Global numbers of a step, the same on all workers; nothing of the run changes.
+
+        Takes inverse temperatures [m, 1] of the blocks' particles, mean T of all particles and T of the blocks' data rows.
+        """
         self.sums.zero_()
         for i, block in enumerate(blocks):
             likelihood = ascent_direction(rbm, block._replace(scores=None), 1.0, 0.0, counts)
             self.sums.add_({f"likelihood {k}": v for k, v in likelihood.items()})
             error = (rbm.visible_mean(block.data_hidden.states) - block.data).square().sum()
-            self.sums.add_({"reconstruction": error / (counts.data * block.data.shape[1])})
+            beta = betas[i].double()
+            self.sums.add_(
+                {
+                    "reconstruction": error / (counts.data * block.data.shape[1]),
+                    "beta": beta.sum() / counts.particles,
+                    "beta_square": beta.square().sum() / counts.particles,
+                }
+            )
             if data_scores is not None:
                 adversarial = ascent_direction(rbm, block, 0.0, mean_score, counts)
                 self.sums.add_({f"adversarial {k}": v for k, v in adversarial.items()})
                 self.sums.add_({"score_data": data_scores[i].sum() / counts.data})
         totals = self.sums.reduce(comm)
         likelihood_part = torch.cat([v.flatten() for k, v in totals.items() if k.startswith("likelihood ")])
+        beta_mean = float(totals["beta"])
         report = {
+            "beta_mean": beta_mean,
+            "beta_std": max(0.0, float(totals["beta_square"]) - beta_mean**2) ** 0.5,
             "gradient_norm_likelihood": float(likelihood_part.norm()),
             "reconstruction_error": float(totals["reconstruction"]),
         }
@@ -112,4 +127,5 @@ class Measurements:
             report["gradient_norm_adversarial"] = float(adversarial_part.norm())
             report["gradient_cosine"] = float(torch.cosine_similarity(likelihood_part, adversarial_part, dim=0))
             report["score_data"] = float(totals["score_data"])
+            report["score_particles"] = mean_score
         return report

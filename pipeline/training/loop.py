@@ -147,15 +147,16 @@ def _train_until_it_diverges(
         done = step + 1
         boundary = done in (switch, end)
         log = done % every.log_every_updates == 0 or boundary
-        metrics = objective.step(step, measure=log)
+        evaluate = boundary or done % evaluate_every == 0
+        save = boundary or done % every.every_updates == 0
+        metrics = objective.step(step, measure=log or evaluate or save)
         stopping = (log or done == ask_at) and comm.any(stop.requested)
         if done == switch:  # updates of the next phase may be slower
             ask_at = done + 1
         elif log or done == ask_at:
             pace = (time.perf_counter() - last_time) / (done - last_step)
             ask_at = done + comm.from_first(max(1, int(STOP_SECONDS / max(pace, 1e-6))))
-        evaluate = boundary or done % evaluate_every == 0
-        save = boundary or stopping or done % every.every_updates == 0
+        save = save or stopping
         if not (log or evaluate or save):
             continue
         now = time.perf_counter()

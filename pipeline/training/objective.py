@@ -41,8 +41,9 @@ class Objective(Protocol):
     def step(self, step: int, measure: bool) -> dict[str, float]:
         """One parameter update, the `step`-th from 0. Returns global numbers, the same on all workers.
 
-        With `measure` the numbers include the costlier ones (gradient norms, reconstruction error ...); the update
-        itself does not depend on it. Raises NonFinite, on all workers together, before the parameters change.
+        With `measure` they are complete (temperatures, gradient norms, reconstruction error ...), without it they are those
+        that cost nothing; the update itself does not depend on it. Raises NonFinite, on all workers together, before the
+        parameters change.
         """
         ...
 

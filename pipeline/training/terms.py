@@ -57,12 +57,8 @@ class GradientSums:
         self.rbm, self.comm, self.block_chains, self.feature = rbm, comm, block_chains, feature
         self.generators, self.recall = generators, recall
         shapes = {name: p.shape for name, p in rbm.named_parameters()}
-        scalars = ("beta", "beta_square")
-        self.sums = ExactSum(
-            {**shapes, "hidden_mean": (rbm.config.num_hidden,), **{k: () for k in scalars}},
-            comm.device,
-            single=len(block_chains) == 1,
-        )
+        centers = {"hidden_mean": (rbm.config.num_hidden,)} if rbm.config.center_hidden else {}
+        self.sums = ExactSum({**shapes, **centers}, comm.device, single=len(block_chains) == 1)
         fits = comm.device.type == "cuda" and comm.world_size == 1 and rows <= _MOST_ROWS
         self.captured: Captured[Terms] | None = Captured() if capture and fits and self._never_waits() else None
 
@@ -76,7 +72,6 @@ class GradientSums:
         self,
         data: list[Tensor],
         visible: list[Tensor],
-        betas: list[Tensor],
         gamma: float,
         with_critic: bool,
         counts: Counts,
@@ -87,14 +82,13 @@ class GradientSums:
         Args:
             data: rows [b, V] of each block of this worker.
             visible: states [m, V] of its particles.
-            betas: [m, 1], for the report.
             gamma: of the phase.
             with_critic: the recall is ready, and enters.
             counts: global numbers of rows.
             couplings: of the present parameters, where the caller has them.
         """
         if self.captured is None:
-            return self._compute(data, visible, betas, gamma, with_critic, counts, couplings)
+            return self._compute(data, visible, gamma, with_critic, counts, couplings)
         memory = self.recall.memory if with_critic and isinstance(self.recall, ReplicatedRecall) else None
         n = len(data)
 
@@ -102,17 +96,16 @@ class GradientSums:
             if memory is not None:
                 assert isinstance(self.recall, ReplicatedRecall)
                 self.recall.memory = Memory(inputs[-1], memory.num_data)
-            return self._compute(inputs[:n], inputs[n : 2 * n], inputs[2 * n : 3 * n], gamma, with_critic, counts, None)
+            return self._compute(inputs[:n], inputs[n : 2 * n], gamma, with_critic, counts, None)
 
         key = (gamma, with_critic, counts, memory.num_data if memory else 0)
-        inputs = [*data, *visible, *betas, *([memory.features] if memory else [])]
+        inputs = [*data, *visible, *([memory.features] if memory else [])]
         return self.captured(key, compute, inputs)
 
     def _compute(
         self,
         data: list[Tensor],
         visible: list[Tensor],
-        betas: list[Tensor],
         gamma: float,
         with_critic: bool,
         counts: Counts,
@@ -130,16 +123,10 @@ class GradientSums:
         # a number where it can be had without waiting for a device
         mean = float(mean_score) if self.captured is None else mean_score
         self.sums.zero_()
-        for block, beta in zip(blocks, betas):
+        for block in blocks:
             self.sums.add_(ascent_direction(self.rbm, block, weight, mean, counts))
-            beta = beta.double()
-            self.sums.add_(
-                {
-                    "hidden_mean": block.data_hidden.states.sum(0) / counts.data,
-                    "beta": beta.sum() / counts.particles,
-                    "beta_square": beta.square().sum() / counts.particles,
-                }
-            )
+            if "hidden_mean" in self.sums.parts:
+                self.sums.add_({"hidden_mean": block.data_hidden.states.sum(0) / counts.data})
         return Terms(blocks, mean_score)
 
     def _block(self, i: int, data: Tensor, visible: Tensor, couplings: Couplings, gamma: float) -> Block:

@@ -29,9 +29,9 @@ def swept(rbm: RBM, start: torch.Tensor, rows: int, precision: str) -> ChainStat
     num_visible, num_hidden = rbm.weights.shape
     wide = RBM(dataclasses.replace(rbm.config, num_visible=UNITS, num_hidden=UNITS))
     with torch.no_grad():
-        wide.hidden.bias.fill_(-30.0)
+        wide.hidden.bias.fill_(-200.0)
         if isinstance(wide.visible, Bernoulli):
-            wide.visible.bias.fill_(-30.0)
+            wide.visible.bias.fill_(-200.0)
         for name, p in wide.named_parameters():
             own = rbm.get_parameter(name)
             p[tuple(slice(size) for size in own.shape)] = own.float()

@@ -34,9 +34,9 @@ def generators() -> list[torch.Generator]:
     ],
     ids=["uniform", "normal", "exponential", "poisson", "gamma"],
 )
-@pytest.mark.parametrize("coarse", [False, True])
-def test_every_block_draws_from_its_own_generator(draw, coarse: bool) -> None:
-    x = torch.rand(sum(ROWS), 7, generator=torch.Generator().manual_seed(0)) * 5
+@pytest.mark.parametrize(("width", "coarse"), [(7, False), (7, True), (700, False)])
+def test_every_block_draws_from_its_own_generator(draw, width: int, coarse: bool) -> None:
+    x = torch.rand(sum(ROWS), width, generator=torch.Generator().manual_seed(0)) * 5
     merged = draw(x, RowStreams(generators(), ROWS, coarse))
     streams = [RowStreams([g], [rows], coarse) if coarse else g for g, rows in zip(generators(), ROWS)]
     alone = torch.cat([draw(part, own) for part, own in zip(x.split(list(ROWS)), streams)])
