@@ -227,10 +227,15 @@ class ExactSum:
             comm.sum_(self.buffer)
         return self.parts
 
+    def within_limit(self) -> Tensor:
+        """True (a scalar on the device, for which nothing waits) when no reduced sum can be bad; not for a NaN either."""
+        sums = [part.flatten() for part in self.parts.values()] if self._keeps_values else [self.buffer]
+        squares = [x @ x for x in sums]
+        return sum(squares[1:], squares[0]) < LIMIT**2
+
     def first_bad(self) -> str | None:
         """Name of the first reduced sum that is not finite or beyond the exact range, or None; the same on all workers."""
-        sums = [part.flatten() for part in self.parts.values()] if self._keeps_values else [self.buffer]
-        if sum(float(x @ x) for x in sums) < LIMIT**2:  # so each of them is below; false for NaN too
+        if bool(self.within_limit()):
             return None
         for name, part in self.parts.items():
             if not bool((part.abs() < LIMIT).all()):

@@ -28,16 +28,17 @@ class Units(nn.Module):
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(size, dtype=dtype))
         self.register_buffer("offset", torch.zeros(size, dtype=dtype))
-        self._shifts: tuple[Tensor, int, bool] | None = None
+        self._asked: tuple[Tensor, int, bool] | None = None
+        """Offsets, their version and the answer of `shifts` for them."""
 
     def shifts(self) -> bool:
         """False where all offsets are zero and nothing need be subtracted. A GPU's are not asked: it would have to wait."""
         offset = self.offset
         if offset.device.type != "cpu":
             return True
-        asked = self._shifts
+        asked = self._asked
         if asked is None or asked[0] is not offset or asked[1] != offset._version:  # it counts changes in place
-            asked = self._shifts = (offset, offset._version, bool(offset.any()))
+            asked = self._asked = (offset, offset._version, bool(offset.any()))
         return asked[2]
 
     def variance(self) -> Tensor | None:

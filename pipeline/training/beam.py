@@ -29,6 +29,7 @@ from pipeline.samplers.protocols import WideStart
 from pipeline.schedules import learning_rate, noise_std
 from pipeline.streams import RowStreams, stream, stream_seed
 from pipeline.training.block import Block, Counts, Measurements
+from pipeline.training.captured import Later
 from pipeline.training.monitors import Monitors
 from pipeline.training.objective import Evaluation, NonFinite
 from pipeline.training.terms import GradientSums
@@ -44,6 +45,14 @@ class PhasePosition(NamedTuple):
     name: str
     step: int
     num_steps: int
+
+
+class _Unchecked(NamedTuple):
+    """A step whose sums may be bad; they and the rows are there until the next step's are computed."""
+
+    step: int
+    blocks: list[Block]
+    fine: Later
 
 
 _LEAST_UNITS = 64
@@ -107,6 +116,9 @@ class BeamObjective:
             self.rbm, comm, self.block_chains, self.feature, self.generators, self.recall, rows, self.fused is not None
         )
         self.measurements = Measurements(self.rbm, comm.device)
+        self.checks_later = comm.device.type != "cpu"
+        """Whether a step's sums are looked at during the next step's sweeps: a GPU would idle while the host waits for them."""
+        self._unchecked: _Unchecked | None = None
         epochs = self.batches.steps_per_epoch
         phases = config.schedules
         self.switch_step = phases.likelihood.num_updates(epochs, config.epochs_scale)
@@ -144,14 +156,15 @@ class BeamObjective:
         couplings = self.rbm.couplings() if self.fused is None else None
         data = [self._data(step, i) for i in range(len(self.blocks))]
         visible = self._sweep(step, couplings)
+        self._check()
         recall = self.recall if gamma < 1 else None
         # what it remembers has traveled during the sweeps; while that is nothing, the step is plain PCD
         critic = recall if recall is not None and recall.ready(step) else None
         blocks, mean_score = self.terms.take(data, visible, gamma, critic is not None, counts, couplings)
         sums = self.terms.sums.reduce(self.comm)
-        if bad := self.terms.sums.first_bad():
-            quantity = f"the gradient of {bad}" if bad in self.parameters else bad
-            raise NonFinite(quantity, step, self._ranks_with_bad_rows(blocks))
+        self._unchecked = _Unchecked(step, blocks, Later(self.terms.sums.within_limit()))
+        if measure or not self.checks_later:
+            self._check()
         rate = self.learning_rate(step)
         report = {"gamma": gamma, "epoch": step / self.batches.steps_per_epoch, "learning_rate": rate}
         if measure:
@@ -167,6 +180,18 @@ class BeamObjective:
                 self.batches.block_rows(step),
             )
         return report
+
+    def _check(self) -> None:
+        """Raise NonFinite when the sums of the last step were bad; waits for them if they are still being computed."""
+        if self._unchecked is None:
+            return
+        step, blocks, fine = self._unchecked
+        self._unchecked = None
+        if bool(fine.get()):
+            return
+        if bad := self.terms.sums.first_bad():
+            quantity = f"the gradient of {bad}" if bad in self.parameters else bad
+            raise NonFinite(quantity, step, self._ranks_with_bad_rows(blocks))
 
     def _start_block(self, block: int, generator: torch.Generator) -> ChainState:
         rows = self.block_replicas[block]
@@ -331,6 +356,7 @@ class BeamObjective:
 
     def evaluate(self, step: int) -> Evaluation:
         """Held-out monitors by the fixed protocols, and the same distances for the persistent chains under own names."""
+        self._check()
         # no hidden state has been drawn before the first step
         chains = self._gathered_chains(self.block_chains) if step > 0 else None
         return self.monitors.measure(self.rbm, self.wide_start, chains, self.comm)
@@ -346,6 +372,7 @@ class BeamObjective:
 
     def state(self) -> dict[str, Tensor]:
         """See Objective.state."""
+        self._check()
         chains = self._gathered_chains(self.block_replicas)
         generators = [g.get_state() for g in self.generators]
         width = stream(0, "size", device=self.comm.device).get_state().numel()

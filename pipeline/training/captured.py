@@ -1,4 +1,4 @@
-"""Computations on a CUDA device that are repeated as one graph: many small kernels cost one launch."""
+"""What keeps a CUDA device busy: many small kernels as one graph, and answers for which the host need not wait at once."""
 
 from collections.abc import Callable, Hashable
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -49,3 +49,21 @@ class Captured(Generic[T]):
         ):  # nccl's threads may be at work
             result = compute(inputs)
         return _Captured(inputs, graph, result)
+
+
+class Later:
+    """A value that is on its way from a device to the host, while more is launched."""
+
+    def __init__(self, value: Tensor):
+        self._host, self._arrived = value, None
+        if value.device.type == "cuda":
+            self._host = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+            self._host.copy_(value, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def get(self) -> Tensor:
+        """The value, on the host."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._host

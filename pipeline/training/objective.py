@@ -43,7 +43,7 @@ class Objective(Protocol):
 
         With `measure` they are complete (temperatures, gradient norms, reconstruction error ...), without it they are those
         that cost nothing; the update itself does not depend on it. Raises NonFinite, on all workers together, before the
-        parameters change.
+        parameters change; on a GPU, without `measure`, it may be for the step before, and `evaluate` and `state` raise it too.
         """
         ...
 

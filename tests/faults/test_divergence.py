@@ -4,13 +4,16 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 from groups import run_group
 from latents import write_latents
 from small_runs import assert_same_bits, final, job_in, run_job, run_until, small
+from test_beam_invariance import rows_for, tiny
 
 from jobs.train_job import TrainJob, make_objective
 from pipeline.comm import Comm
 from pipeline.config import ConfigError, DivergenceConfig, PowerLaw, RunConfig
+from pipeline.training.beam import BeamObjective
 from pipeline.training.checkpoint import load_latest
 from pipeline.training.loop import StopRequest, read_history, train
 from pipeline.training.objective import NonFinite, Objective
@@ -88,3 +91,37 @@ def test_settings_out_of_range_are_refused() -> None:
     for settings, key in (({"restarts": -1}, "restarts"), ({"rate_factor": 1.0}, "rate_factor")):
         with pytest.raises(ConfigError, match=rf"divergence\.{key}"):
             DivergenceConfig(**settings)
+
+
+def steps_of(later: bool, poisoned: int | None) -> tuple[BeamObjective, list[int]]:
+    """An objective after at most 14 steps, looking at sums at once or later; the data are infinite from `poisoned` on."""
+    config = tiny(search="torch")
+    rows = rows_for(config)
+    objective = BeamObjective(config, rows[20:], rows[:20], Comm())
+    objective.checks_later = later
+    done = []
+    try:
+        for step in range(14):
+            if step == poisoned:
+                objective.batches.rows.fill_(float("inf"))
+            objective.step(step, measure=step == 5)
+            done.append(step)
+    except NonFinite as error:
+        assert error.step == poisoned and error.ranks == (0,)
+    return objective, done
+
+
+def test_sums_that_are_looked_at_later_are_found_bad_a_step_later() -> None:
+    """As on a GPU, where the host would wait for them: before the next step uses them, or the state is asked for."""
+    for poisoned in (3, 5, 12):
+        assert steps_of(False, poisoned)[1] == list(range(poisoned))
+        # step 5 is measured, which waits for everything
+        assert steps_of(True, poisoned)[1] == list(range(poisoned + (poisoned != 5)))
+    for ask in (BeamObjective.state, lambda objective: objective.evaluate(14)):
+        objective, done = steps_of(True, 13)
+        assert len(done) == 14
+        with pytest.raises(NonFinite, match=r"the gradient of \S+ is not finite .* at step 13 .it began on rank 0."):
+            ask(objective)
+    found, expected = steps_of(True, None)[0].state(), steps_of(False, None)[0].state()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
