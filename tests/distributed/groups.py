@@ -1,7 +1,7 @@
 """Gloo groups of processes on this machine, for tests that compare a run on N workers with a run on one.
 
-Each rank is a fresh process with one thread, started from a server process that has imported torch once and computed
-nothing (`forkserver`): a start costs a tenth of a second instead of several, and no thread pool is inherited.
+Each rank is a fresh process with one thread, started from a server process that has imported torch and this project once
+and computed nothing (`forkserver`): a start costs a tenth of a second instead of several, and no thread pool is inherited.
 A rank that fails, dies or hangs ends the whole group and becomes a GroupFailure here, with the tracebacks of the ranks.
 """
 
@@ -22,8 +22,8 @@ GRACE_SECONDS = 2.0
 """After a first failure, how long the other ranks may take to report theirs (the first seen need not be the cause)."""
 
 _context = multiprocessing.get_context("forkserver")
-# torch._dynamo takes seconds to import, and every optimizer imports it; the forest critic's scikit-learn takes one
-_context.set_forkserver_preload(["torch", "torch.distributed", "torch._dynamo", "sklearn.ensemble"])
+# what ranks would import one by one: torch._dynamo takes seconds, and torch's optimizers import it
+_context.set_forkserver_preload(["torch._dynamo", "sklearn.ensemble", "faiss", "pytest", "jobs.train_job"])
 
 
 class GroupFailure(AssertionError):
