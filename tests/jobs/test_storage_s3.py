@@ -110,6 +110,7 @@ def test_a_run_killed_on_one_machine_goes_on_on_another(store: ObjectStore, tmp_
     assert_same(third / "runs" / "run", second / "runs" / "run")
 
 
+@pytest.mark.slow
 def test_a_store_that_goes_away_does_not_hold_up_the_run(
     store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
