@@ -30,7 +30,7 @@ def cpu() -> list[str]:
         "## One thread of a CPU",
         "",
         f"`{record['command']}`; {first['processor']}, {first['capability']}, torch {first['versions']['torch']}; "
-        f"median of {first['rounds']} "
+        f"median of at least {min(case['rounds'] for case in cases.values())} "
         "rounds in turns; bernoulli: 784-200, batch and chains 100; gaussian: 1024-512, 128 chains unless named. The "
         "floor: products and "
         "random numbers alone, at the rates of torch measured in the same run.",
@@ -55,10 +55,11 @@ def cpu() -> list[str]:
     return [
         *lines,
         "",
-        "Behind the tuned loop by more than a tenth: one sweep of a small model, where some .7 ms of fixed work weigh "
-        "most, and with 4 blocks the sums in float64 that make the number of workers irrelevant (a run of one block "
-        "needs none). With very many chains ours is ahead: the gradient of the variances needs no product of its own, "
-        "and rows are taken in parts.",
+        "Behind the tuned loop by about a tenth: one sweep of a small model, where some .4 ms of fixed work weigh most "
+        "(half of it Python's, half copies), and with 4 blocks the sums in float64 that make the number of workers "
+        "irrelevant (a run of one block needs none). With many chains ours is ahead: the gradient of the variances needs "
+        "no product of its own, rows are taken in parts, and uniform numbers take half of the generator's bits, so that "
+        "some rows are beyond the floor. The machine was not quiet: ranges are in the JSON.",
         "",
         "![CPU](speed_cpu.png)",
         "",
