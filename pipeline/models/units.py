@@ -32,9 +32,9 @@ class Units(nn.Module):
         """Offsets, their version and the answer of `shifts` for them."""
 
     def shifts(self) -> bool:
-        """False where all offsets are zero and nothing need be subtracted. A GPU's are not asked: it would have to wait."""
+        """False where all offsets are known to be zero. A GPU's are not asked: it would have to wait."""
         offset = self.offset
-        if offset.device.type != "cpu":
+        if offset.device.type != "cpu" or offset.is_inference():  # the latter have no version
             return True
         asked = self._asked
         if asked is None or asked[0] is not offset or asked[1] != offset._version:  # it counts changes in place

@@ -99,3 +99,33 @@ def test_too_large_a_layer_is_refused():
     rbm = RBM(RBMConfig(23, 21, "bernoulli", "bernoulli"))
     with pytest.raises(ValueError, match="at most 20"):
         log_partition(rbm)
+
+
+def test_offsets_count_from_when_they_change():
+    """Zero offsets are not subtracted; that they are zero is remembered."""
+    rbm = small_rbm("gaussian", "bernoulli")
+    v = torch.randn(5, len(rbm.visible.bias), dtype=torch.float64)
+
+    def agrees(of: RBM) -> bool:
+        variance = of.visible.variance()
+        assert variance is not None
+        expected = torch.sigmoid(of.hidden.bias + ((v - of.visible.offset) / variance) @ of.weights)
+        return torch.allclose(of.hidden_mean(v), expected) and torch.allclose(
+            of.hidden_statistics(v, of.couplings())[0], expected
+        )
+
+    assert agrees(rbm) and not rbm.visible.shifts()
+    rbm.visible.offset.fill_(0.5)
+    assert agrees(rbm) and rbm.visible.shifts()
+    rbm.visible.offset.zero_()
+    assert agrees(rbm) and not rbm.visible.shifts()
+    rbm.visible.offset = torch.full_like(rbm.visible.offset, -0.3)
+    assert agrees(rbm)
+    state = {name: value + 0.1 for name, value in rbm.state_dict().items()}
+    for assign in (False, True):
+        rbm.visible.offset.zero_()
+        assert agrees(rbm)
+        rbm.load_state_dict(state, assign=assign)
+        assert agrees(rbm)
+    with torch.inference_mode():
+        assert agrees(small_rbm("gaussian", "bernoulli"))
