@@ -36,6 +36,7 @@ def lines(output: str, check: str) -> list[str]:
     return re.findall(rf"^(?:ok|FAILED) +{check} +\S+ .*$", output, re.MULTILINE)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(
     os.name != "posix" or not can_mount(), reason="no right to mount: a disk cannot be hidden from a node"
 )

@@ -68,6 +68,7 @@ def test_a_limit_that_is_no_number_of_seconds_is_said_before_anything_is_done(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_main_job_trains_without_the_server_and_its_command_registers_later(
     server: Server, relay: Relay, tmp_path: Path
 ) -> None:
