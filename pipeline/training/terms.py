@@ -121,7 +121,7 @@ class GradientSums:
             mean_score = self._mean_score(scores)
         weight = gamma if with_critic else 1.0
         # a number where it can be had without waiting for a device
-        mean = float(mean_score) if self.captured is None else mean_score
+        mean = float(mean_score) if self.comm.device.type == "cpu" else mean_score
         self.sums.zero_()
         for block in blocks:
             self.sums.add_(ascent_direction(self.rbm, block, weight, mean, counts))

@@ -42,6 +42,17 @@ def test_shared_lower_bits_leave_states_of_a_row_all_but_independent() -> None:
     assert float((given @ given.T / 2**8 - mean[:, None] * mean).abs().max()) <= 2.0**-34
 
 
+def test_sums_over_a_row_have_the_variance_of_independent_states() -> None:
+    p = torch.rand(784, generator=torch.Generator().manual_seed(0))
+    rows = 20_000
+    states = uniform_(torch.empty(rows, 784), stream(0, "rows")) < p
+    sums, variance = states.sum(1).double(), float((p * (1 - p)).sum())
+    assert float(sums.mean()) == pytest.approx(float(p.sum()), abs=6 * (variance / rows) ** 0.5)
+    assert float(sums.var()) == pytest.approx(variance, rel=6 * (2 / rows) ** 0.5)
+    means = states.double().mean(0)
+    assert float(((means - p) / (p * (1 - p) / rows).sqrt()).abs().max()) < 5.5
+
+
 @pytest.mark.parametrize(("shape", "dtype"), [((50, 300), torch.float32), ((100, 300), torch.float64)])
 def test_few_or_double_uniform_numbers_are_those_of_torch(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     expected = torch.empty(shape, dtype=dtype).uniform_(generator=stream(0, "few"))
