@@ -36,12 +36,19 @@ class Batches:
         """Rows of each block of the batch at `step`; they sum to `size(step)`."""
         return split_rows(self.size(step), self.num_blocks)
 
+    def batch(self, step: int, out: Tensor | None = None) -> Tensor:
+        """All rows of the batch at `step`, a copy [size(step), ...]; into `out` if given."""
+        return self._copied(step, 0, self.size(step), out)
+
     def block(self, step: int, block: int) -> Tensor:
         """Rows of one block of the batch at `step`, a copy [block_rows(step)[block], ...]."""
+        sizes = self.block_rows(step)
+        return self._copied(step, sum(sizes[:block]), sizes[block], None)
+
+    def _copied(self, step: int, start: int, count: int, out: Tensor | None) -> Tensor:
         epoch, position = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             order = torch.randperm(len(self.rows), generator=stream(self.seed, "data order", epoch))
             self._order, self._epoch = order.to(self.rows.device), epoch
-        sizes = self.block_rows(step)
-        start = position * self.batch_size + sum(sizes[:block])
-        return self.rows.index_select(0, self._order[start : start + sizes[block]])
+        start += position * self.batch_size
+        return torch.index_select(self.rows, 0, self._order[start : start + count], out=out)

@@ -21,7 +21,6 @@ from pipeline.models.rbm import RBM
 from pipeline.models.units import Bernoulli, Gaussian
 from pipeline.samplers.driven import DrivenGibbs
 from pipeline.samplers.gibbs import ChainState
-from pipeline.streams import Random, normal_, standard_gamma
 
 if importlib.util.find_spec("triton"):
     import triton
@@ -31,13 +30,17 @@ if importlib.util.find_spec("triton"):
 
 @dataclass(frozen=True)
 class Tile:
-    """What one program of `half_sweep` computes: rows x cols sums, `depth` terms at a time; warps, and loads in flight."""
+    """What one program of a product computes: rows x cols sums, `depth` terms at a time; warps, and loads in flight."""
 
     rows: int
     cols: int
     depth: int
     warps: int
     stages: int
+
+    def fits(self, rows: int, cols: int, depth: int) -> bool:
+        """Whether sizes are multiples of the tile's: no masks."""
+        return rows % self.rows == 0 and cols % self.cols == 0 and depth % self.depth == 0
 
 
 def choose_tile(num_rows: int, precision: torch.dtype) -> Tile:
@@ -55,7 +58,10 @@ def can_fuse(rbm: RBM, device: torch.device | str) -> bool:
 
 
 class FusedGibbs:
-    """`sampler`'s sweeps of M particles that stay in buffers of this object; see the module's docstring."""
+    """`sampler`'s sweeps of M particles that stay in buffers of this object; see the module's docstring.
+
+    Either `run` moves chains of the caller's; or `load` puts them into the buffers, and every `launch` moves those, `chains`.
+    """
 
     def __init__(
         self,
@@ -65,6 +71,8 @@ class FusedGibbs:
         first_particle: int,
         seed: int,
         precision: torch.dtype = torch.float32,
+        statistics_sweeps: int = 0,
+        statistics: Tensor | None = None,
         graph: bool = True,
         tile: Tile | None = None,
     ):
@@ -75,13 +83,16 @@ class FusedGibbs:
             sampler: process and number of sweeps.
             num_rows: M, particles of this worker.
             first_particle: global index of the first.
-            seed: key of all random numbers but the temperatures', in [0, 2^63).
+            seed: key of all random numbers, in [0, 2^63).
             precision: of the products' operands, float32 or bfloat16; they are added up in float32. A float32 product is three
                 of tensor cores' tf32, which together keep float32's digits.
-            graph: capture the launches once and replay them; needs a CUDA device.
+            statistics_sweeps: sweeps at beta = 1 of a copy of the chains after those.
+            statistics: where the visible states that enter the statistics go [M, V], float32; default: a buffer of its own.
+            graph: `run` captures the launches once and replays them; needs a CUDA device.
             tile: of a launch; default: choose_tile.
         """
         self.rbm, self.sampler, self.first, self.seed, self.graph = rbm, sampler, first_particle, seed, graph
+        self.precision, self.statistics_sweeps = precision, statistics_sweeps
         (num_visible, num_hidden), device = rbm.weights.shape, rbm.weights.device
 
         def buffer(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -89,98 +100,138 @@ class FusedGibbs:
 
         self.visible = buffer(num_rows, num_visible, dtype=precision)
         self.hidden = buffer(num_rows, num_hidden, dtype=precision)
-        self.last = buffer(num_rows, num_visible)
-        """The visible states after the last sweep, in float32."""
-        self.beta = torch.ones(num_rows, device=device)
-        self.betas = torch.ones(sampler.num_sweeps, num_rows, device=device)
-        self.draws = [buffer(num_rows, sampler.num_sweeps) for _ in range(2)]
-        self.shape = torch.full_like(self.draws[1], sampler.process.std**-2 - 0.5 if sampler.process.std else 1.0)
+        self.statistics = buffer(num_rows, num_visible) if statistics is None else statistics
+        self.betas = torch.ones(sampler.num_sweeps + 1, num_rows, device=device)
+        """Those before the first sweep, then those of each."""
+        self.chains = ChainState(
+            buffer(num_rows, num_visible) if statistics_sweeps else self.statistics,
+            buffer(num_rows, num_hidden),
+            self.betas[0][:, None],
+        )
+        """The present chains, views of the buffers."""
+        self.copies = [buffer(num_rows, n, dtype=precision) for n in (num_visible, num_hidden) if statistics_sweeps]
+        self.draws = [buffer(sampler.num_sweeps, num_rows) for _ in range(2)]
+        self.ones = torch.ones(num_rows, device=device)
         self.to_hidden = buffer(num_hidden, num_visible, dtype=precision)
         self.to_visible = buffer(num_visible, num_hidden, dtype=precision)
         self.hidden_bias, self.visible_bias, self.std = buffer(num_hidden), buffer(num_visible), buffer(num_visible)
+        rounded = precision != torch.float32
+        self.exact_to_hidden = buffer(num_hidden, num_visible) if rounded else self.to_hidden
+        self.exact_hidden_bias = buffer(num_hidden) if rounded else self.hidden_bias
         self.step = buffer(1, dtype=torch.int32)
         self.tile = tile or choose_tile(num_rows, precision)
         self._captured: Any = None
 
     @torch.no_grad()
-    def run(self, chains: ChainState, random: Random, step: int) -> ChainState:
-        """The chains after the sweeps of update `step`; `random` draws what the temperatures need. Returns copies."""
+    def load(self, chains: ChainState) -> None:
+        """Put chains into the buffers."""
         self.visible.copy_(chains.visible)
+        for mine, given in zip(self.chains, chains):
+            mine.copy_(given)
+
+    @torch.no_grad()
+    def run(self, chains: ChainState, step: int) -> tuple[ChainState, Tensor]:
+        """The chains after the sweeps of update `step`, and the visible states [M, V] for the statistics; copies."""
+        self.load(chains)
         self.step.fill_(step)
-        process = self.sampler.process
-        if process.std:
-            self.beta.copy_(chains.beta[:, 0])
-            normal_(self.draws[0], random)
-            self.draws[1].copy_(standard_gamma(self.shape, random))
         if not self.graph:
-            self._launch()
+            self.launch()
         elif self._captured is None:
-            self._capture()
+            self._capture(chains)
         else:
             self._captured.replay()
-        beta = self.betas[-1][:, None].clone() if process.std else chains.beta.clone()
-        return ChainState(self.last.clone(), self.hidden.to(torch.float32, copy=True), beta)
+        return ChainState(*(column.clone() for column in self.chains)), self.statistics.clone()
 
-    def _capture(self) -> None:
+    def _capture(self, chains: ChainState) -> None:
         """Run once, which compiles the kernels, and once more into a graph, from the same states."""
-        start = self.visible.clone()
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            self._launch()
+            self.launch()
         torch.cuda.current_stream().wait_stream(side)
-        self.visible.copy_(start)
+        self.load(chains)
         self._captured = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._captured, capture_error_mode="thread_local"):  # nccl's threads may be at work
-            self._launch()
+            self.launch()
         self._captured.replay()
 
-    def _read_parameters(self) -> None:
-        couplings = self.rbm.couplings()
-        self.to_hidden.copy_(couplings.to_hidden.T)
-        self.to_visible.copy_(couplings.to_visible.T)
-        self.hidden_bias.copy_(couplings.hidden_bias)
-        self.visible_bias.copy_(couplings.visible_bias)
-        if self.to_hidden.dtype != torch.float32:  # offsets fold in with the weights that the products use
-            self.hidden_bias.add_(self.rbm.visible.offset @ (couplings.to_hidden - self.to_hidden.float().T))
-            self.visible_bias.add_(self.rbm.hidden.offset @ (couplings.to_visible - self.to_visible.float().T))
-        variance = self.rbm.visible.variance()
-        if variance is not None:
-            self.std.copy_(variance.sqrt())
-
-    def _launch(self) -> None:
-        self._read_parameters()
+    @torch.no_grad()
+    def launch(self) -> None:
+        """Read the parameters, move `chains` by the sweeps of the update in `step`, and fill `statistics`."""
+        self._fold()
         process, sweeps, rows = self.sampler.process, self.sampler.num_sweeps, len(self.visible)
         if process.std:
-            c = (1 - process.momentum) * process.std**2
-            pull = 2 * process.momentum / c
-            kernels.drift[(triton.cdiv(rows, 128),)](
-                self.beta, *self.draws, self.betas, rows, sweeps, c / 2, pull, B=128
+            shape = process.std**-2 - 0.5
+            kernels.temperature_draws[(triton.cdiv(rows, 128), sweeps)](
+                *self.draws, self.step, rows, self.first, self.seed, shape, BOOST=shape < 1, B=128
             )
         for sweep in range(sweeps):
-            towards_hidden = (self.visible, self.to_hidden, self.hidden_bias, self.hidden, self.hidden)
-            self._launch_half(*towards_hidden, 2 * sweep, False, False)
-            towards_visible = (self.hidden, self.to_visible, self.visible_bias, self.visible, self.last)
-            gaussian = isinstance(self.rbm.visible, Gaussian)
-            self._launch_half(*towards_visible, 2 * sweep + 1, gaussian, sweep == sweeps - 1)
+            last = (self.chains.hidden, self.chains.visible) if sweep == sweeps - 1 else (None, None)
+            self._sweep(sweep, self.visible, self.visible, self.hidden, process.std > 0, last)
+        if process.std:
+            self.betas[0].copy_(self.betas[sweeps])
+        visible = self.visible
+        for sweep in range(self.statistics_sweeps):
+            last = (None, self.statistics if sweep == self.statistics_sweeps - 1 else None)
+            self._sweep(sweeps + sweep, visible, *self.copies, False, last)
+            visible = self.copies[0]
 
-    def _launch_half(
+    def _fold(self) -> None:
+        rbm, size = self.rbm, 16
+        v, h = rbm.visible, rbm.hidden
+        (num_visible, num_hidden), gaussian = rbm.weights.shape, isinstance(v, Gaussian)
+        programs = [triton.cdiv(n, size) for n in (num_hidden, num_visible)]
+        kernels.fold[(sum(programs),)](
+            rbm.weights, v.log_variance if gaussian else v.bias, v.offset, h.offset, v.bias, h.bias,
+            self.to_hidden, self.to_visible, self.hidden_bias, self.visible_bias, self.std,
+            self.exact_to_hidden, self.exact_hidden_bias, num_visible, num_hidden, programs[0],
+            GAUSSIAN=gaussian, ROUNDED=self.precision != torch.float32, BN=size, BK=128, num_warps=4,
+        )  # fmt: skip
+
+    def _sweep(
         self,
+        sweep: int,
+        source: Tensor,
+        visible: Tensor,
+        hidden: Tensor,
+        drift: bool,
+        last: tuple[Tensor | None, Tensor | None],
+    ) -> None:
+        """h from `source`, then v, which may be `source`; each in float32, too, where `last` names a place.
+
+        At beta = 1 unless temperatures drift.
+        """
+        k = self.sampler.num_sweeps
+        before, after = (self.betas[sweep], self.betas[sweep + 1]) if drift else (self.ones, self.ones)
+        draws = [draw[min(sweep, k - 1)] for draw in self.draws]
+        to_hidden, to_visible = (self.to_hidden, self.hidden_bias), (self.to_visible, self.visible_bias)
+        self._half(2 * sweep, source, *to_hidden, hidden, last[0], [before, *draws, after], drift)
+        self._half(2 * sweep + 1, hidden, *to_visible, visible, last[1], [after, *draws, after], False)
+
+    def _half(
+        self,
+        half: int,
         x: Tensor,
         weights: Tensor,
         bias: Tensor,
         out: Tensor,
-        last: Tensor,
-        half: int,
-        gaussian: bool,
-        is_last: bool,
+        last: Tensor | None,
+        temperatures: list[Tensor],
+        drift: bool,
     ) -> None:
         (rows, depth), cols, tile = x.shape, len(weights), self.tile
-        even = rows % tile.rows == 0 and cols % tile.cols == 0 and depth % tile.depth == 0
+        process = self.sampler.process
+        c = (1 - process.momentum) * process.std**2
         kernels.half_sweep[(triton.cdiv(rows, tile.rows), triton.cdiv(cols, tile.cols))](
-            x, weights, bias, self.std, self.betas[half // 2], out, last, self.step, rows, cols, depth,
-            self.first, half, self.seed, self.sampler.min_beta,
-            GAUSSIAN=gaussian, LAST=is_last, PRECISION="ieee" if x.dtype == torch.bfloat16 else "tf32x3", EVEN=even,
-            APPROXIMATE=self.graph,
+            x, weights, bias, self.std, *temperatures, out, out if last is None else last, self.step,
+            rows, cols, depth, self.first, half, self.seed, self.sampler.min_beta,
+            c / 2, 2 * process.momentum / c if c else 0.0,
+            GAUSSIAN=bool(half % 2) and isinstance(self.rbm.visible, Gaussian), DRIFT=drift, LAST=last is not None,
+            PRECISION=operand_form(x.dtype), EVEN=tile.fits(rows, cols, depth), APPROXIMATE=x.device.type == "cuda",
             BM=tile.rows, BN=tile.cols, BK=tile.depth, num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
+
+
+def operand_form(precision: torch.dtype) -> str:
+    """What a product in Triton is to do with its operands."""
+    return "ieee" if precision == torch.bfloat16 else "tf32x3"

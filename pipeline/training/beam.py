@@ -32,10 +32,11 @@ from pipeline.training.block import Block, Counts, Measurements
 from pipeline.training.captured import Later
 from pipeline.training.monitors import Monitors
 from pipeline.training.objective import Evaluation, NonFinite
-from pipeline.training.terms import GradientSums
+from pipeline.training.terms import GradientSums, Terms
 
 if TYPE_CHECKING:
     from pipeline.samplers.fused import FusedGibbs
+    from pipeline.training.fused_update import FusedUpdate
 
 
 class PhasePosition(NamedTuple):
@@ -52,7 +53,8 @@ class _Unchecked(NamedTuple):
 
     step: int
     blocks: list[Block]
-    fine: Later
+    found: Later
+    """Whether they are within the limit; of a fused update its `largest`."""
 
 
 _LEAST_UNITS = 64
@@ -105,16 +107,16 @@ class BeamObjective:
         driven = isinstance(self.sampler, DrivenGibbs) and len(own) > 1
         with rounding_operands(self.precision):
             self.merged = driven and (comm.device.type != "cpu" or blocks_stand_alone(self.rbm, own))
-        self.fused = self._fuse(own)
-        """None where torch makes the sweeps."""
         self.feature = config.critic.feature if config.critic else "hidden_mean"
         self.recall = self._build_recall()
         """The critic and its memory; None when no phase has an adversary."""
-
-        rows = s.num_chains + config.data.batch_size
-        self.terms = GradientSums(
-            self.rbm, comm, self.block_chains, self.feature, self.generators, self.recall, rows, self.fused is not None
-        )
+        self.whole: FusedUpdate | None = None
+        """Fused updates as a whole, where they are possible."""
+        self.fused: FusedGibbs | None = None
+        """Fused sweeps alone; None where torch makes the sweeps, or all is fused."""
+        if s.kernel == "fused":
+            self._fuse(own)
+        self.terms = GradientSums(self.rbm, comm, self.block_chains, self.feature, self.generators, self.recall)
         self.measurements = Measurements(self.rbm, comm.device)
         self.checks_later = comm.device.type != "cpu"
         """Whether a step's sums are looked at during the next step's sweeps: a GPU would idle while the host waits for them."""
@@ -151,27 +153,26 @@ class BeamObjective:
     @torch.no_grad()
     def step(self, step: int, measure: bool) -> dict[str, float]:
         """One update; see Objective.step. All returned numbers are global."""
-        gamma = self.position(step).phase.gamma
+        gamma, rate = self.position(step).phase.gamma, self.learning_rate(step)
         counts = Counts(self.batches.size(step), self.sampler_config.num_chains)
-        couplings = self.rbm.couplings() if self.fused is None else None
-        data = [self._data(step, i) for i in range(len(self.blocks))]
-        visible = self._sweep(step, couplings)
-        self._check()
         recall = self.recall if gamma < 1 else None
-        # what it remembers has traveled during the sweeps; while that is nothing, the step is plain PCD
-        critic = recall if recall is not None and recall.ready(step) else None
-        blocks, mean_score = self.terms.take(data, visible, gamma, critic is not None, counts, couplings)
-        sums = self.terms.sums.reduce(self.comm)
-        self._unchecked = _Unchecked(step, blocks, Later(self.terms.sums.within_limit()))
+        compute = self._terms if self.whole is None else self._fused_terms
+        (blocks, mean_score, sums), critic = compute(step, gamma, counts, recall)
         if measure or not self.checks_later:
             self._check()
-        rate = self.learning_rate(step)
         report = {"gamma": gamma, "epoch": step / self.batches.steps_per_epoch, "learning_rate": rate}
         if measure:
-            betas = [self._at_one(chains).beta for chains in self.chains]
-            features, rows = [block.data_features for block in blocks], self.batches.block_rows(step)
+            betas, rows = [self._at_one(chains).beta for chains in self.chains], self.batches.block_rows(step)
+            if self.whole is not None:  # all rows are one block
+                betas, rows = [torch.cat(betas)], [counts.data]
+            features = [block.data_features for block in blocks]
             data_scores = None if critic is None else critic.score(features, rows, own=False)
             report |= self.measurements.take(self.rbm, blocks, betas, float(mean_score), counts, data_scores, self.comm)
+        if self.whole is not None:
+            self.whole.finish(
+                lambda rate: self._update(sums, rate, step, blocks), rate, counts.data, recall is not None
+            )
+            return report
         self._update(sums, rate, step, blocks)
         if recall is not None:
             recall.remember(
@@ -181,17 +182,47 @@ class BeamObjective:
             )
         return report
 
+    def _terms(self, step: int, gamma: float, counts: Counts, recall: Recall | None) -> tuple[Terms, Recall | None]:
+        """The terms of a step, and the critic that entered; moves the chains."""
+        couplings = self.rbm.couplings() if self.fused is None else None
+        data = [self.batches.block(step, block) for block in self.blocks]
+        self._add_noise(step, data)
+        visible = self._sweep(step, couplings)
+        self._check()
+        # what it remembers has traveled during the sweeps; while that is nothing, the step is plain PCD
+        critic = recall if recall is not None and recall.ready(step) else None
+        terms = self.terms.take(data, visible, gamma, critic is not None, counts, couplings)
+        self._unchecked = _Unchecked(step, terms.blocks, Later(self.terms.sums.within_limit()))
+        return terms, critic
+
+    def _fused_terms(
+        self, step: int, gamma: float, counts: Counts, recall: Recall | None
+    ) -> tuple[Terms, Recall | None]:
+        """`_terms` by fused kernels."""
+        assert self.whole is not None
+        data = self.batches.batch(step, out=self.whole.data(counts.data))
+        self._add_noise(step, data.split(self.batches.block_rows(step)))
+        critic = recall if recall is not None and recall.ready(step) else None
+        terms, largest = self.whole.terms(step, counts.data, gamma, critic is not None)
+        self._check()  # of the step before
+        self._unchecked = _Unchecked(step, terms.blocks, Later(largest))
+        return terms, critic
+
     def _check(self) -> None:
         """Raise NonFinite when the sums of the last step were bad; waits for them if they are still being computed."""
         if self._unchecked is None:
             return
-        step, blocks, fine = self._unchecked
+        step, blocks, found = self._unchecked
         self._unchecked = None
-        if bool(fine.get()):
-            return
-        if bad := self.terms.sums.first_bad():
+        bad, ranks = self._bad(found.get(), blocks) if self.whole is None else self.whole.bad(found.get())
+        if bad is not None:
             quantity = f"the gradient of {bad}" if bad in self.parameters else bad
-            raise NonFinite(quantity, step, self._ranks_with_bad_rows(blocks))
+            raise NonFinite(quantity, step, ranks)
+
+    def _bad(self, within_limit: Tensor, blocks: list[Block]) -> tuple[str | None, list[int]]:
+        """The first bad sum, if there is one, and the workers where it began."""
+        bad = None if bool(within_limit) else self.terms.sums.first_bad()
+        return bad, [] if bad is None else self._ranks_with_bad_rows(blocks)
 
     def _start_block(self, block: int, generator: torch.Generator) -> ChainState:
         rows = self.block_replicas[block]
@@ -210,12 +241,11 @@ class BeamObjective:
         """The chains that give statistics: all driven ones, or the coldest replicas."""
         return self.sampler.coldest(chains) if isinstance(self.sampler, ExchangeGibbs) else chains
 
-    def _data(self, step: int, i: int) -> Tensor:
-        """Rows [b, V] of the i-th block of this worker, with the schedule's noise."""
-        data = self.batches.block(step, self.blocks[i])
+    def _add_noise(self, step: int, data: Sequence[Tensor]) -> None:
+        """Add the schedule's noise to the rows [b, V] of each block of this worker."""
         if (noise := noise_std(self.config.schedules.noise, step, self.config.epochs_scale)) > 0:
-            data = data + noise * torch.empty_like(data).normal_(generator=self.generators[i])
-        return data
+            for rows, generator in zip(data, self.generators):
+                rows.add_(torch.empty_like(rows).normal_(generator=generator).mul_(noise))
 
     def _choose_precision(self) -> Precision:
         """What the settings ask for, where all workers have it; collective."""
@@ -234,11 +264,10 @@ class BeamObjective:
             raise ValueError(f'sampler.precision = "bfloat16" needs {need}; use "auto" or "float32"')
         return "float32"
 
-    def _fuse(self, rows: list[int]) -> "FusedGibbs | None":
-        """The fused sweeps of this worker's particles, `rows` of each block, when the settings ask for them."""
-        if self.sampler_config.kernel == "torch":
-            return None
+    def _fuse(self, rows: list[int]) -> None:
+        """Make the fused kernels of this worker's particles, `rows` of each block."""
         from pipeline.samplers.fused import FusedGibbs, can_fuse  # not at the top: triton takes time to import
+        from pipeline.training.fused_update import FusedUpdate, can_fuse_update
 
         if not can_fuse(self.rbm, self.comm.device) or not isinstance(self.sampler, DrivenGibbs):
             raise ValueError(
@@ -246,34 +275,42 @@ class BeamObjective:
                 'exchange; use "torch"'
             )
         if sum(rows) == 0:
-            return None
+            return
         first = sum(self.block_chains[: self.blocks[0]])
         precision = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
         seed = stream_seed(self.config.seed, "fused sweeps")
-        return FusedGibbs(self.rbm, self.sampler, sum(rows), first, seed, precision)
+        graph = self.comm.device.type == "cuda"
+        of_run = (self.rbm, self.sampler, sum(rows), first, seed, precision, self.sampler_config.statistics_sweeps)
+        batch = self.config.data.batch_size
+        if not can_fuse_update(self.comm, self.recall, self.feature, self.optimizer, batch + sum(rows)):
+            self.fused = FusedGibbs(*of_run, graph=graph)
+            return
+        buffer = self.rbm.weights.new_zeros(batch + sum(rows), self.rbm.config.num_visible)
+        sweeps = FusedGibbs(*of_run, statistics=buffer[batch:], graph=False)
+        self.whole = FusedUpdate(self.rbm, sweeps, buffer, self.recall, self.feature, graph)
+        self.chains = self.whole.hold(self.chains)
 
     def _sweep(self, step: int, couplings: Couplings | None) -> list[Tensor]:
         """Move this worker's chains; returns the visible states [m, V] of each block that enter the statistics."""
         with rounding_operands(self.precision):
             every = range(len(self.blocks))
-            if self.merged:
+            if self.merged or self.fused is not None:
                 return self._sweep_rows(step, every, couplings)
             return [self._sweep_rows(step, [i], couplings)[0] for i in every]
 
     def _sweep_rows(self, step: int, which: Sequence[int], couplings: Couplings | None) -> list[Tensor]:
         """`_sweep` of some blocks as one tensor."""
         rows = [len(self.chains[i].beta) for i in which]
-        coarse = self.precision == "bfloat16" and self.fused is None
+        coarse = self.precision == "bfloat16"
         random = RowStreams([self.generators[i] for i in which], rows, coarse)
         moved = self.chains[which[0]]
         if len(which) > 1:
             moved = ChainState(*(torch.cat(columns) for columns in zip(*(self.chains[i] for i in which))))
         if self.fused is not None:
-            moved = self.fused.run(moved, random, step)
+            moved, visible = self.fused.run(moved, step)
         else:
             moved = self.sampler.run(self.rbm, moved, random, couplings)
-        chains = self._at_one(moved)
-        visible = self.statistics_sampler.run(self.rbm, chains, random, couplings).visible
+            visible = self.statistics_sampler.run(self.rbm, self._at_one(moved), random, couplings).visible
         if len(which) == 1:
             self.chains[which[0]] = moved
             return [visible]
@@ -314,12 +351,12 @@ class BeamObjective:
             model.num_visible if critic.feature == "visible" else model.num_hidden, self.rbm.weights.dtype, form
         )
 
-    def _update(self, sums: dict[str, Tensor], rate: float, step: int, blocks: list[Block]) -> None:
+    def _update(self, sums: dict[str, Tensor], rate: float | Tensor, step: int, blocks: list[Block]) -> None:
         """The optimizer's step along the ascent direction, the clamp of scales, the hidden offsets."""
         if self.rbm.config.fixed_std is not None:
             sums["visible.log_variance"].zero_()
         if self.optimizer is None:
-            self._natural_update(sums, rate, step, blocks)
+            self._natural_update(sums, float(rate), step, blocks)
         else:
             for name, parameter in self.parameters.items():
                 # valid until the next step, like the sums
@@ -410,6 +447,8 @@ class BeamObjective:
             state[f"chains.{name}"].to(self.comm.device).split(self.block_replicas) for name in ChainState._fields
         ]
         self.chains = [ChainState(*(column[b].clone() for column in columns)) for b in self.blocks]
+        if self.whole is not None:
+            self.chains = self.whole.hold(self.chains)
         for generator, block in zip(self.generators, self.blocks):
             generator.set_state(state["generators"][block].clone())
         if self.recall is not None:

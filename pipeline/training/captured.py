@@ -1,7 +1,7 @@
 """What keeps a CUDA device busy: many small kernels as one graph, and answers for which the host need not wait at once."""
 
 from collections.abc import Callable, Hashable
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -10,45 +10,38 @@ T = TypeVar("T")
 
 
 class _Captured(NamedTuple):
-    inputs: list[Tensor]
     graph: torch.cuda.CUDAGraph
     result: Any
 
 
-class Captured(Generic[T]):
-    """`compute(inputs)` as one graph per key; it may change tensors beside the inputs, the same ones in every call.
+class Captured:
+    """Computations as graphs, one per key: the first call of a key launches, the second captures, later ones replay.
 
-    A computation with the same key has inputs of the same shapes, makes the same launches, never waits for the device and draws
-    no random numbers. The tensors of a result are valid until the next call.
+    A computation with the same key makes the same launches on the same tensors, which it may change, never waits for the device
+    and draws no random numbers from generators. The tensors of a result are valid until the next call.
     """
 
     def __init__(self) -> None:
-        self._held: dict[Hashable, _Captured] = {}
+        self._held: dict[Hashable, _Captured | None] = {}
         self._pool: Any = None
 
-    def __call__(self, key: Hashable, compute: Callable[[list[Tensor]], T], inputs: list[Tensor]) -> T:
-        """The result of `compute` for copies of `inputs`; the first call with a key computes twice."""
-        held = self._held.get(key)
+    def __call__(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """Do what `compute` does, and its result."""
+        if key not in self._held:
+            self._held[key] = (
+                None  # libraries and kernels set themselves up at their first call, which cannot be captured
+            )
+            return compute()
+        held = self._held[key]
         if held is None:
-            held = self._held[key] = self._capture(compute, [x.clone() for x in inputs])
-        else:
-            torch._foreach_copy_(held.inputs, inputs)
+            self._pool = self._pool or torch.cuda.graph_pool_handle()
+            graph = torch.cuda.CUDAGraph()
+            # nccl's threads may be at work
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                result = compute()
+            held = self._held[key] = _Captured(graph, result)
         held.graph.replay()
         return held.result
-
-    def _capture(self, compute: Callable[[list[Tensor]], T], inputs: list[Tensor]) -> _Captured:
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            compute(inputs)  # libraries set themselves up at their first call, which cannot be captured
-        torch.cuda.current_stream().wait_stream(side)
-        self._pool = self._pool or torch.cuda.graph_pool_handle()  # one for all: no result outlives the next call
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(
-            graph, pool=self._pool, capture_error_mode="thread_local"
-        ):  # nccl's threads may be at work
-            result = compute(inputs)
-        return _Captured(inputs, graph, result)
 
 
 class Later:

@@ -7,28 +7,23 @@ from torch import Tensor
 
 from pipeline.comm import Comm, ExactSum, snap_to_grid
 from pipeline.config import RBMConfig
-from pipeline.critics.memory import Memory
-from pipeline.critics.neighbors import NeighborCritic
-from pipeline.critics.recall import Recall, ReplicatedRecall
-from pipeline.critics.search import search_torch
+from pipeline.critics.recall import Recall
 from pipeline.models.rbm import RBM, Couplings, Hidden
 from pipeline.training.block import Block, Counts, Particles, ascent_direction
-from pipeline.training.captured import Captured
-
-_MOST_ROWS = 8192
-"""Chains and data rows of a step up to which launches cost more than what they do; a graph holds its memory for good."""
 
 
 class Terms(NamedTuple):
-    """What a step's rows bring; the sums are in GradientSums.sums, not yet over workers."""
+    """What a step's rows bring; valid until the next step's."""
 
     blocks: list[Block]
     mean_score: Tensor
     """Mean of T over the particles of all workers, float64 scalar; 0 without a memory."""
+    sums: dict[str, Tensor]
+    """Over all workers: the ascent direction by parameter, and `hidden_mean` [H] of the data where offsets follow it."""
 
 
 class GradientSums:
-    """Computes the terms of this worker's blocks; on a CUDA device, alone and with few rows, as one captured graph."""
+    """Computes the terms of this worker's blocks."""
 
     def __init__(
         self,
@@ -38,8 +33,6 @@ class GradientSums:
         feature: str,
         generators: list[torch.Generator],
         recall: Recall | None,
-        rows: int,
-        capture: bool,
     ):
         """Make the buffer of the sums.
 
@@ -50,8 +43,6 @@ class GradientSums:
             feature: what the critic sees, as in the config.
             generators: of this worker's blocks, for sampled features.
             recall: the critic and its memory, if any phase has an adversary.
-            rows: most chains and data rows of a step.
-            capture: use a graph where that is possible.
         """
         assert isinstance(rbm.config, RBMConfig)
         self.rbm, self.comm, self.block_chains, self.feature = rbm, comm, block_chains, feature
@@ -59,14 +50,6 @@ class GradientSums:
         shapes = {name: p.shape for name, p in rbm.named_parameters()}
         centers = {"hidden_mean": (rbm.config.num_hidden,)} if rbm.config.center_hidden else {}
         self.sums = ExactSum({**shapes, **centers}, comm.device, single=len(block_chains) == 1)
-        fits = comm.device.type == "cuda" and comm.world_size == 1 and rows <= _MOST_ROWS
-        self.captured: Captured[Terms] | None = Captured() if capture and fits and self._never_waits() else None
-
-    def _never_waits(self) -> bool:
-        if self.recall is None:
-            return True
-        known = isinstance(self.recall, ReplicatedRecall) and isinstance(self.recall.critic, NeighborCritic)
-        return known and self.recall.critic.search is search_torch and self.feature != "hidden_sample"  # type: ignore[attr-defined]
 
     def take(
         self,
@@ -87,30 +70,6 @@ class GradientSums:
             counts: global numbers of rows.
             couplings: of the present parameters, where the caller has them.
         """
-        if self.captured is None:
-            return self._compute(data, visible, gamma, with_critic, counts, couplings)
-        memory = self.recall.memory if with_critic and isinstance(self.recall, ReplicatedRecall) else None
-        n = len(data)
-
-        def compute(inputs: list[Tensor]) -> Terms:
-            if memory is not None:
-                assert isinstance(self.recall, ReplicatedRecall)
-                self.recall.memory = Memory(inputs[-1], memory.num_data)
-            return self._compute(inputs[:n], inputs[n : 2 * n], gamma, with_critic, counts, None)
-
-        key = (gamma, with_critic, counts, memory.num_data if memory else 0)
-        inputs = [*data, *visible, *([memory.features] if memory else [])]
-        return self.captured(key, compute, inputs)
-
-    def _compute(
-        self,
-        data: list[Tensor],
-        visible: list[Tensor],
-        gamma: float,
-        with_critic: bool,
-        counts: Counts,
-        couplings: Couplings | None,
-    ) -> Terms:
         couplings = couplings or self.rbm.couplings()
         blocks = [self._block(i, *rows, couplings, gamma) for i, rows in enumerate(zip(data, visible))]
         mean_score = torch.zeros((), dtype=torch.float64, device=self.comm.device)
@@ -127,7 +86,7 @@ class GradientSums:
             self.sums.add_(ascent_direction(self.rbm, block, weight, mean, counts))
             if "hidden_mean" in self.sums.parts:
                 self.sums.add_({"hidden_mean": block.data_hidden.states.sum(0) / counts.data})
-        return Terms(blocks, mean_score)
+        return Terms(blocks, mean_score, self.sums.reduce(self.comm))
 
     def _block(self, i: int, data: Tensor, visible: Tensor, couplings: Couplings, gamma: float) -> Block:
         """What this worker's i-th block brings to a step: its data rows and its particles."""

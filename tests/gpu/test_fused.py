@@ -43,11 +43,14 @@ def swept(
     precision: torch.dtype = torch.float32,
     step: int = 0,
     first: int = 0,
+    statistics_sweeps: int = 0,
 ) -> ChainState:
+    """The chains after an update's sweeps; with statistics_sweeps their visible states are those for the statistics."""
     chains = ChainState(*(column.to(DEVICE) for column in chains))
-    fused = FusedGibbs(rbm, sampler, len(chains.beta), first, 11, precision, graph=DEVICE == "cuda")
-    random = torch.Generator(device=DEVICE).manual_seed(5)
-    return ChainState(*(column.cpu() for column in fused.run(chains, random, step)))
+    fused = FusedGibbs(rbm, sampler, len(chains.beta), first, 11, precision, statistics_sweeps, graph=DEVICE == "cuda")
+    moved, statistics = fused.run(chains, step)
+    assert statistics_sweeps or torch.equal(statistics, moved.visible)
+    return ChainState(*(column.cpu() for column in moved._replace(visible=statistics)))
 
 
 def start(rbm: RBM, rows: int = ROWS) -> ChainState:
@@ -80,12 +83,12 @@ def test_an_odd_number_of_units_and_rows_and_a_second_model_with_the_same_buffer
         rbm.weights.normal_(std=0.5, generator=torch.Generator(device=DEVICE).manual_seed(0))
     fused = FusedGibbs(rbm, plain_gibbs(2), 101, 0, 1, precision, graph=DEVICE == "cuda")
     chains = ChainState(*(column.to(DEVICE) for column in start(rbm, 101)))
-    first = fused.run(chains, None, 0)
-    assert torch.equal(first.hidden, fused.run(chains, None, 0).hidden), "the same step, the same numbers"
+    first = fused.run(chains, 0)[0]
+    assert torch.equal(first.hidden, fused.run(chains, 0)[0].hidden), "the same step, the same numbers"
     with torch.no_grad():
         rbm.weights.zero_()
         rbm.hidden.bias.fill_(40.0)
-    assert bool((fused.run(chains, None, 1).hidden == 1).all()), "parameters are read again"
+    assert bool((fused.run(chains, 1)[0].hidden == 1).all()), "parameters are read again"
 
 
 def test_random_numbers_belong_to_the_particle_the_sweep_and_the_step() -> None:
