@@ -21,7 +21,8 @@ class Adam:
     def __init__(self, module: nn.Module, betas: tuple[float, float], epsilon: float, maximize: bool):
         self.parameters = list(module.parameters())
         self.betas, self.epsilon, self.maximize = betas, epsilon, maximize
-        self.learning_rate = 0.0
+        self.learning_rate: float | Tensor = 0.0
+        """A scalar tensor on the parameters' device where the step is captured as a graph."""
         self.state: dict[Tensor, dict[str, Tensor]] = {}
 
     @torch.no_grad()
@@ -88,7 +89,7 @@ class PaysageAdam(Adam):
                 state["exp_avg_sq"].mul_(b2).addcmul_(gradient, gradient, value=1 - b2)
             state["step"] += 1
             denominator = (state["exp_avg_sq"] / (1 - b2) + self.epsilon).sqrt_()
-            p.addcdiv_(state["exp_avg"], denominator, value=sign * self.learning_rate / (1 - b1))
+            p.addcdiv_(state["exp_avg"], denominator, value=sign * float(self.learning_rate) / (1 - b1))
 
 
 def build_optimizer(module: nn.Module, config: AnyOptimizerConfig, maximize: bool) -> Adam:
@@ -102,7 +103,7 @@ def build_optimizer(module: nn.Module, config: AnyOptimizerConfig, maximize: boo
     return kind(module, (config.beta1, config.beta2), config.epsilon, maximize)
 
 
-def set_learning_rate(optimizer: Adam, value: float) -> None:
+def set_learning_rate(optimizer: Adam, value: float | Tensor) -> None:
     """Use `value` in the next steps."""
     optimizer.learning_rate = value
 

@@ -28,6 +28,10 @@ if importlib.util.find_spec("triton"):
     from pipeline.samplers import fused_kernels as kernels
 
 
+Last = tuple[Tensor | None, Tensor | None]
+"""Where hidden and visible states of an update's last sweep go in float32."""
+
+
 @dataclass(frozen=True)
 class Tile:
     """What one program of a product computes: rows x cols sums, `depth` terms at a time; warps, and loads in flight."""
@@ -166,15 +170,16 @@ class FusedGibbs:
                 *self.draws, self.step, rows, self.first, self.seed, shape, BOOST=shape < 1, B=128
             )
         for sweep in range(sweeps):
-            last = (self.chains.hidden, self.chains.visible) if sweep == sweeps - 1 else (None, None)
+            last: Last = (self.chains.hidden, self.chains.visible) if sweep == sweeps - 1 else (None, None)
             self._sweep(sweep, self.visible, self.visible, self.hidden, process.std > 0, last)
         if process.std:
             self.betas[0].copy_(self.betas[sweeps])
         visible = self.visible
         for sweep in range(self.statistics_sweeps):
             last = (None, self.statistics if sweep == self.statistics_sweeps - 1 else None)
-            self._sweep(sweeps + sweep, visible, *self.copies, False, last)
-            visible = self.copies[0]
+            visible_copy, hidden_copy = self.copies
+            self._sweep(sweeps + sweep, visible, visible_copy, hidden_copy, False, last)
+            visible = visible_copy
 
     def _fold(self) -> None:
         rbm, size = self.rbm, 16
@@ -195,9 +200,9 @@ class FusedGibbs:
         visible: Tensor,
         hidden: Tensor,
         drift: bool,
-        last: tuple[Tensor | None, Tensor | None],
+        last: Last,
     ) -> None:
-        """h from `source`, then v, which may be `source`; each in float32, too, where `last` names a place.
+        """Draw h from `source`, then v, which may be `source`; each in float32, too, where `last` names a place.
 
         At beta = 1 unless temperatures drift.
         """

@@ -68,6 +68,7 @@ def model(visible: str, num_visible: int, num_hidden: int) -> RBM:
         ("gaussian", "hidden_mean", None),
     ],
 )
+@torch.no_grad()
 @pytest.mark.parametrize("sizes", [(37, 19, 13, 11), (64, 32, 16, 16)])
 def test_terms_are_those_of_the_torch_path(visible: str, feature: str, critic: dict[str, Any] | None, sizes) -> None:
     """Hidden means, T, mean T, every gradient and the mean over data; with a memory of another number of data rows."""
@@ -140,8 +141,9 @@ def test_a_run_resumes_and_measures_nothing_into_it(precision: str) -> None:
         assert torch.equal(a, b), name
 
 
-def test_its_first_updates_move_as_those_of_torch() -> None:
-    """From the same chains with frozen sweeps' randomness apart: here only the parameters' first Adam step, by its signs."""
+@torch.no_grad()
+def test_its_first_update_is_that_of_torch() -> None:
+    """Adam, the clamp and the offsets, from the rows that the fused sweeps have left."""
     config = fused_config(statistics_sweeps=0)
     ours = objective(config)
     torchs = BeamObjective(
