@@ -88,24 +88,3 @@ def test_a_run_resumes_with_the_same_bits(kernel, precision):
         second.step(step, measure=False)
     for (name, a), b in zip(whole.state().items(), second.state().values()):
         assert torch.equal(a, b), name
-
-
-@pytest.mark.parametrize("gamma", [1.0, 0.3])
-def test_a_captured_step_has_the_bits_of_its_launches(gamma):
-    config = tiny(search="torch")
-    schedules = dataclasses.replace(
-        config.schedules,
-        likelihood=dataclasses.replace(config.schedules.likelihood, gamma=gamma),
-    )
-    config = dataclasses.replace(
-        config, sampler=dataclasses.replace(config.sampler, kernel="fused"), schedules=schedules
-    )
-    rows = rows_for(config)
-    captured, launched = (BeamObjective(config, rows[20:], rows[:20], Comm(device=CUDA)) for _ in range(2))
-    assert captured.terms.captured is not None
-    launched.terms.captured = None
-    for step in range(14):
-        a, b = captured.step(step, measure=step % 3 == 0), launched.step(step, measure=step % 3 == 0)
-        assert a == b, step
-    for (name, x), y in zip(captured.state().items(), launched.state().values()):
-        assert torch.equal(x, y), name

@@ -23,7 +23,12 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
         "pipeline.model_folder",
     ),
     "faiss": ("pipeline.critics.faiss_search",),
-    "triton": ("pipeline.samplers.fused", "pipeline.samplers.fused_kernels"),
+    "triton": (
+        "pipeline.samplers.fused",
+        "pipeline.samplers.fused_kernels",
+        "pipeline.training.fused_update",
+        "pipeline.training.fused_kernels",
+    ),
     "sklearn": ("pipeline.critics.forest", "data_prep.mnist"),
     "webdataset": ("pipeline.data.shards", "data_prep"),
     "torch.distributed": ("pipeline.comm",),
