@@ -128,8 +128,8 @@ def gpu() -> list[str]:
             for kernel in ("fused", "fused_bfloat16")
         )
         + " times its bare sweeps (fused, fused_bfloat16).",
-        "- What stands between 128 chains' sweeps and the launches' limit is reading 1 MB of weights from the L2 cache in every "
-        "half sweep. Weights that stay in the registers of clusters of 16 blocks were tried in CUDA C++ on an H200: "
+        "- What stands between 128 chains' sweeps and the launches' limit is reading 1 MB of weights from the L2 cache in "
+        "every half sweep. Weights that stay in the registers of clusters of 16 blocks were tried in CUDA C++ on an H200: "
         "4.1 microseconds a sweep for up to 112 chains, half of the time here, but only 7 such clusters fit, so 128 chains "
         "take two rounds, .83 ms. Clusters of 8 would fit 128 chains.",
         "- With 65 536 chains the adversary is nearly all the time: every particle searches all others. That is "

@@ -76,6 +76,21 @@ def test_the_law_after_some_sweeps_is_exact(visible: str, sweeps: int, precision
     assert_follows(exact, swept(rbm, start(rbm, rows), plain_gibbs(sweeps), precision), table, law)
 
 
+@pytest.mark.parametrize("visible", KINDS)
+def test_sweeps_for_the_statistics_go_on_at_one_and_leave_the_chains(visible: str) -> None:
+    """Behind plain sweeps they are the next ones, to the bit; behind driven ones the chains are what they are without."""
+    rbm = model(visible)
+    further = swept(rbm, start(rbm, 64), plain_gibbs(1), statistics_sweeps=2)
+    assert torch.equal(further.visible, swept(rbm, start(rbm, 64), plain_gibbs(3)).visible)
+    driven = DrivenGibbs(GammaProcess(0.9, 0.5), 1)
+    chains = ChainState(*(column.to(DEVICE) for column in start(rbm, 64)))
+    with_copy, alone = (
+        FusedGibbs(rbm, driven, 64, 0, 11, torch.float32, n, graph=DEVICE == "cuda").run(chains, 0)[0] for n in (2, 0)
+    )
+    for a, b in zip(with_copy, alone):
+        assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_an_odd_number_of_units_and_rows_and_a_second_model_with_the_same_buffers(precision: torch.dtype) -> None:
     rbm = RBM(RBMConfig(37, 19)).to(DEVICE)
