@@ -121,8 +121,9 @@ def gpu() -> list[str]:
         f"- A whole CelebA run of Table III ({UPDATES_OF_TABLE_III} updates with the adversary), projected from these rates: "
         + ", ".join(f"{kernel} {s:.0f} s" for kernel, s in seconds.items())
         + ".",
-        "- An update with few chains is two graphs, up to the gradient and from there: some 25 launches beside the sweeps', "
-        "which read parameters, draw temperatures, take means, distances, votes and the gradient. With the adversary it takes "
+        "- An update with few chains is two graphs, up to the gradient and from there: some 20 launches beside the sweeps', "
+        "which read parameters, draw temperatures, take means, distances, votes and the gradient. The largest times in the "
+        "ranges are of rounds in which a graph was made. With the adversary it takes "
         + ", ".join(
             f"{few[f'{kernel}: update with the adversary']['median_ms'] / few[f'{kernel}: bare sweeps']['median_ms']:.2f}"
             for kernel in ("fused", "fused_bfloat16")

@@ -119,6 +119,7 @@ def optimizer_state(optimizer: Adam, module: nn.Module) -> dict[str, Tensor]:
 
 def load_optimizer_state(optimizer: Adam, module: nn.Module, state: dict[str, Tensor]) -> None:
     """Put back what `optimizer_state` returned."""
+    optimizer.state.clear()
     for name, parameter in module.named_parameters():
         mine = {k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")}
         if mine:

@@ -1,5 +1,7 @@
 """The critic that a run's settings name, with its memory."""
 
+from typing import Literal
+
 from pipeline.comm import Comm
 from pipeline.config import AnyCriticConfig, CriticConfig, ForestCriticConfig
 from pipeline.critics.critic import Critic
@@ -8,6 +10,16 @@ from pipeline.critics.neighbors import BACKENDS, NeighborCritic, choose_backend
 from pipeline.critics.network import NetworkCritic
 from pipeline.critics.recall import Recall, ReplicatedRecall
 from pipeline.critics.sharded import ShardedRecall
+from pipeline.models.rbm import RBM
+
+
+def choose_wire(config: AnyCriticConfig, rbm: RBM) -> Wire:
+    """Bits where features are states in {0, 1}; else what critic.wire says."""
+    form: Literal["bits", "bfloat16", "float32"] = config.wire
+    if config.feature == "hidden_sample" and rbm.config.hidden_units != "gaussian":
+        form = "bits"
+    width = rbm.config.num_visible if config.feature == "visible" else rbm.config.num_hidden
+    return Wire(width, rbm.weights.dtype, form)
 
 
 def build_recall(

@@ -12,11 +12,11 @@ agree in law, not in bits.
 
 import importlib.util
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from pipeline.captured import Captured
 from pipeline.models.rbm import RBM
 from pipeline.models.units import Bernoulli, Gaussian
 from pipeline.samplers.driven import DrivenGibbs
@@ -92,10 +92,11 @@ class FusedGibbs:
                 of tensor cores' tf32, which together keep float32's digits.
             statistics_sweeps: sweeps at beta = 1 of a copy of the chains after those.
             statistics: where the visible states that enter the statistics go [M, V], float32; default: a buffer of its own.
-            graph: `run` captures the launches once and replays them; needs a CUDA device.
+            graph: `run` captures the launches and replays them; needs a CUDA device.
             tile: of a launch; default: choose_tile.
         """
-        self.rbm, self.sampler, self.first, self.seed, self.graph = rbm, sampler, first_particle, seed, graph
+        self.rbm, self.sampler, self.first, self.seed = rbm, sampler, first_particle, seed
+        self.graphs = Captured(graph)
         self.precision, self.statistics_sweeps = precision, statistics_sweeps
         (num_visible, num_hidden), device = rbm.weights.shape, rbm.weights.device
 
@@ -124,7 +125,6 @@ class FusedGibbs:
         self.exact_hidden_bias = buffer(num_hidden) if rounded else self.hidden_bias
         self.step = buffer(1, dtype=torch.int32)
         self.tile = tile or choose_tile(num_rows, precision)
-        self._captured: Any = None
 
     @torch.no_grad()
     def load(self, chains: ChainState) -> None:
@@ -138,26 +138,8 @@ class FusedGibbs:
         """The chains after the sweeps of update `step`, and the visible states [M, V] for the statistics; copies."""
         self.load(chains)
         self.step.fill_(step)
-        if not self.graph:
-            self.launch()
-        elif self._captured is None:
-            self._capture(chains)
-        else:
-            self._captured.replay()
+        self.graphs("sweeps", self.launch)
         return ChainState(*(column.clone() for column in self.chains)), self.statistics.clone()
-
-    def _capture(self, chains: ChainState) -> None:
-        """Run once, which compiles the kernels, and once more into a graph, from the same states."""
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            self.launch()
-        torch.cuda.current_stream().wait_stream(side)
-        self.load(chains)
-        self._captured = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._captured, capture_error_mode="thread_local"):  # nccl's threads may be at work
-            self.launch()
-        self._captured.replay()
 
     @torch.no_grad()
     def launch(self) -> None:

@@ -6,21 +6,21 @@ this step's features into the next memory. With gamma = 1 there is no memory, an
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
+from pipeline.captured import Later
 from pipeline.comm import Comm, split_rows
-from pipeline.config import AnyCriticConfig, NaturalGradientConfig, Phase, PowerLaw, RBMConfig, RunConfig, SamplerConfig
-from pipeline.critics.build import build_recall
-from pipeline.critics.memory import Wire
+from pipeline.config import NaturalGradientConfig, Phase, PowerLaw, RBMConfig, RunConfig, SamplerConfig
+from pipeline.critics.build import build_recall, choose_wire
 from pipeline.critics.recall import Recall
 from pipeline.data.batches import Batches
 from pipeline.models.initialize import initialize_rbm
 from pipeline.models.rbm import Couplings
 from pipeline.natural_gradient import natural_step
-from pipeline.optimizers import build_optimizer, load_optimizer_state, optimizer_state, set_learning_rate
+from pipeline.optimizers import build_optimizer, load_optimizer_state, optimizer_state
 from pipeline.precision import Precision, can_round_operands, choose_together, rounding_operands
 from pipeline.samplers.driven import DrivenGibbs, GammaProcess, plain_gibbs
 from pipeline.samplers.exchange import ExchangeGibbs, geometric_betas
@@ -28,8 +28,8 @@ from pipeline.samplers.gibbs import ChainState, blocks_stand_alone
 from pipeline.samplers.protocols import WideStart
 from pipeline.schedules import learning_rate, noise_std
 from pipeline.streams import RowStreams, stream, stream_seed
+from pipeline.training.ascent import Ascent, settle
 from pipeline.training.block import Block, Counts, Measurements
-from pipeline.training.captured import Later
 from pipeline.training.monitors import Monitors
 from pipeline.training.objective import Evaluation, NonFinite
 from pipeline.training.terms import GradientSums, Terms
@@ -82,7 +82,7 @@ class BeamObjective:
         self.rbm = initialize_rbm(config.model, train, config.seed, comm.device)
         self.parameters = dict(self.rbm.named_parameters())
         natural = isinstance(config.optimizer, NaturalGradientConfig)
-        self.optimizer = None if natural else build_optimizer(self.rbm, config.optimizer, maximize=True)
+        self.ascent = None if natural else Ascent(self.rbm, build_optimizer(self.rbm, config.optimizer, maximize=True))
         """None for the natural gradient, which has no state."""
         s = self.sampler_config
         self.sampler: DrivenGibbs | ExchangeGibbs = DrivenGibbs(
@@ -169,11 +169,12 @@ class BeamObjective:
             data_scores = None if critic is None else critic.score(features, rows, own=False)
             report |= self.measurements.take(self.rbm, blocks, betas, float(mean_score), counts, data_scores, self.comm)
         if self.whole is not None:
-            self.whole.finish(
-                lambda rate: self._update(sums, rate, step, blocks), rate, counts.data, recall is not None
-            )
+            self.whole.ascend(rate, counts.data, remember=recall is not None)
             return report
-        self._update(sums, rate, step, blocks)
+        if self.ascent is not None:
+            self.ascent.step(sums, rate)
+        else:
+            self._natural_update(sums, rate, step, blocks)
         if recall is not None:
             recall.remember(
                 [block.data_features for block in blocks],
@@ -282,12 +283,14 @@ class BeamObjective:
         graph = self.comm.device.type == "cuda"
         of_run = (self.rbm, self.sampler, sum(rows), first, seed, precision, self.sampler_config.statistics_sweeps)
         batch = self.config.data.batch_size
-        if not can_fuse_update(self.comm, self.recall, self.feature, self.optimizer, batch + sum(rows)):
+        if self.ascent is None or not can_fuse_update(
+            self.comm, self.recall, self.feature, self.ascent.optimizer, batch + sum(rows)
+        ):
             self.fused = FusedGibbs(*of_run, graph=graph)
             return
         buffer = self.rbm.weights.new_zeros(batch + sum(rows), self.rbm.config.num_visible)
         sweeps = FusedGibbs(*of_run, statistics=buffer[batch:], graph=False)
-        self.whole = FusedUpdate(self.rbm, sweeps, buffer, self.recall, self.feature, graph)
+        self.whole = FusedUpdate(self.rbm, sweeps, buffer, self.recall, self.feature, self.ascent, graph)
         self.chains = self.whole.hold(self.chains)
 
     def _sweep(self, step: int, couplings: Couplings | None) -> list[Tensor]:
@@ -330,48 +333,15 @@ class BeamObjective:
         if self.config.critic is None or min(phases.likelihood.gamma, phases.adversarial.gamma) == 1:
             return None
         smallest = self.batches.size(self.batches.steps_per_epoch - 1)
-        wire = self._choose_wire(self.config.critic)
         return build_recall(
             self.config.critic,
             self.config.seed,
             self.comm,
-            wire,
+            choose_wire(self.config.critic, self.rbm),
             self.block_chains,
             self.config.data.batch_size,
             smallest,
         )
-
-    def _choose_wire(self, critic: AnyCriticConfig) -> Wire:
-        """Bits where features are states in {0, 1}; else what critic.wire says."""
-        form: Literal["bits", "bfloat16", "float32"] = critic.wire
-        if critic.feature == "hidden_sample" and self.rbm.config.hidden_units != "gaussian":
-            form = "bits"
-        model = self.rbm.config
-        return Wire(
-            model.num_visible if critic.feature == "visible" else model.num_hidden, self.rbm.weights.dtype, form
-        )
-
-    def _update(self, sums: dict[str, Tensor], rate: float | Tensor, step: int, blocks: list[Block]) -> None:
-        """The optimizer's step along the ascent direction, the clamp of scales, the hidden offsets."""
-        if self.rbm.config.fixed_std is not None:
-            sums["visible.log_variance"].zero_()
-        if self.optimizer is None:
-            self._natural_update(sums, float(rate), step, blocks)
-        else:
-            for name, parameter in self.parameters.items():
-                # valid until the next step, like the sums
-                parameter.grad = sums[name].to(parameter.dtype)
-            set_learning_rate(self.optimizer, rate)
-            self.optimizer.step()
-        model = self.rbm.config
-        if model.fixed_std is None:
-            self.rbm.visible.clamp_(model.min_std)
-        self.rbm.hidden.clamp_(model.min_std)
-        if model.center_hidden:
-            new = self.rbm.hidden.offset.lerp(
-                sums["hidden_mean"].to(self.rbm.hidden.offset.dtype), model.centering_rate
-            )
-            self.rbm.move_hidden_offset_(new)
 
     def _natural_update(self, sums: dict[str, Tensor], rate: float, step: int, blocks: list[Block]) -> None:
         """A natural-gradient step; every worker computes it from the rows of all, in the order of blocks."""
@@ -388,6 +358,7 @@ class BeamObjective:
         change = natural_step(self.rbm, sums, data, particles, self.config.optimizer, rate, frozen)
         for name, parameter in self.parameters.items():
             parameter.add_(change[name].to(parameter.dtype))
+        settle(self.rbm, sums)
 
     # --- evaluation and state ---------------------------------------------------------------------------------------
 
@@ -426,7 +397,7 @@ class BeamObjective:
         return {name: value.detach().cpu().clone() for name, value in state.items()}
 
     def _optimizer_state(self) -> dict[str, Tensor]:
-        return {} if self.optimizer is None else optimizer_state(self.optimizer, self.rbm)
+        return {} if self.ascent is None else optimizer_state(self.ascent.optimizer, self.rbm)
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """See Objective.load_state."""
@@ -441,8 +412,8 @@ class BeamObjective:
             )
         self.rbm.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
         optimizer = {k.removeprefix("optimizer."): v for k, v in state.items() if k.startswith("optimizer.")}
-        if self.optimizer is not None:
-            load_optimizer_state(self.optimizer, self.rbm, optimizer)
+        if self.ascent is not None:
+            load_optimizer_state(self.ascent.optimizer, self.rbm, optimizer)
         columns = [
             state[f"chains.{name}"].to(self.comm.device).split(self.block_replicas) for name in ChainState._fields
         ]

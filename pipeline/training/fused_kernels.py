@@ -74,11 +74,15 @@ def votes(
 
 @triton.jit
 def row_weights(scores, weights, mean, num_data, M, gamma, CRITIC: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr):
-    """`weights` [num_data + M] of the rows in the ascent direction (gradients.py), and the mean of T; one program."""
+    """`weights` [num_data + M] of the rows in the ascent direction (gradients.py), and the mean of T, 0 without a critic; one
+    program.
+    """
     d, m = tl.arange(0, BD), tl.arange(0, BM)
     tl.store(weights + d, tl.zeros((BD,), tl.float32) + gamma / num_data, mask=d < num_data)
     weight = tl.zeros((BM,), tl.float32) - gamma
-    if CRITIC:
+    if not CRITIC:
+        tl.store(mean, 0.0)
+    else:
         score = tl.load(scores + m, mask=m < M, other=0.0)
         average = tl.sum(score.to(tl.float64), 0) / M
         tl.store(mean, average)

@@ -5,11 +5,11 @@ one block, whatever sampler.num_blocks: the number of blocks does not enter, and
 """
 
 import importlib.util
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from pipeline.captured import Captured
 from pipeline.comm import LIMIT, Comm
 from pipeline.config import RBMConfig
 from pipeline.critics.memory import Memory
@@ -21,8 +21,8 @@ from pipeline.models.units import Gaussian
 from pipeline.optimizers import Adam
 from pipeline.samplers.fused import FusedGibbs, Tile, operand_form
 from pipeline.samplers.gibbs import ChainState
+from pipeline.training.ascent import Ascent
 from pipeline.training.block import Block, Particles
-from pipeline.training.captured import Captured
 from pipeline.training.terms import Terms
 
 if importlib.util.find_spec("triton"):
@@ -35,30 +35,45 @@ _MOST_ROWS = 8192
 _MOST_REMEMBERED = 1024
 """Rows of the memory up to which every distance is computed from differences."""
 _MEANS, _GRADIENT = Tile(16, 32, 128, 4, 3), Tile(64, 32, 32, 4, 3)
+_DISTANCES = Tile(8, 32, 32, 4, 3)
 
 
 def can_fuse_update(comm: Comm, recall: Recall | None, feature: str, optimizer: object, rows: int) -> bool:
-    """True for one worker whose critic, if any, is a search by torch in features that are no draws, with standard Adam."""
+    """True for one worker with standard Adam whose critic, if any, looks for neighbors among features that are no draws.
+
+    With more than 1024 rows the search is the critic's own, and has to be torch's: faiss cannot be captured in a graph.
+    """
     if comm.world_size > 1 or type(optimizer) is not Adam or rows > _MOST_ROWS:
         return False
     if recall is None:
         return True
-    known = isinstance(recall, ReplicatedRecall) and isinstance(recall.critic, NeighborCritic)
-    return known and recall.critic.search is search_torch and feature != "hidden_sample"  # type: ignore[attr-defined]
+    if not isinstance(recall, ReplicatedRecall) or not isinstance(recall.critic, NeighborCritic):
+        return False
+    return (rows <= _MOST_REMEMBERED or recall.critic.search is search_torch) and feature != "hidden_sample"
 
 
 class FusedUpdate:
     """Rows, chains, sums and the critic's memory in buffers that graphs can name."""
 
-    def __init__(self, rbm: RBM, sweeps: FusedGibbs, rows: Tensor, recall: Recall | None, feature: str, graph: bool):
+    def __init__(
+        self,
+        rbm: RBM,
+        sweeps: FusedGibbs,
+        rows: Tensor,
+        recall: Recall | None,
+        feature: str,
+        ascent: Ascent,
+        graph: bool,
+    ):
         """Make the buffers.
 
         Args:
-            rbm: the model; updated in place by the caller.
+            rbm: the model.
             sweeps: of all chains, M; its `statistics` are the last M rows of `rows`.
             rows: [B + M, V], for at most B data rows; those of a smaller batch end where the particles begin.
             recall: the critic and its memory, if any phase has an adversary.
             feature: what the critic sees, "hidden_mean" or "visible".
+            ascent: of `rbm`.
             graph: capture the launches; needs a CUDA device.
         """
         assert (
@@ -67,8 +82,7 @@ class FusedUpdate:
         )
         assert recall is None or isinstance(recall, ReplicatedRecall)
         self.rbm, self.sweeps, self.rows, self.recall, self.feature = rbm, sweeps, rows, recall, feature
-        self.graphs = Captured() if graph else None
-        """Of the whole update; the caller may add what follows the gradient."""
+        self.ascent, self.graphs = ascent, Captured(graph)
         num_visible, num_hidden = rbm.weights.shape
         self.num_chains, self.most_data = len(sweeps.visible), len(rows) - len(sweeps.visible)
         self.states = rows.new_zeros(len(rows), num_hidden)
@@ -91,7 +105,11 @@ class FusedUpdate:
         return self.rows[self.most_data - num_data : self.most_data]
 
     def hold(self, chains: list[ChainState]) -> list[ChainState]:
-        """Move the chains of all blocks into the buffers; returns views of these, which every update moves."""
+        """Move the chains of all blocks into the buffers; returns views of these, which every update moves.
+
+        For a start, and after a checkpoint, which brings new tensors of the optimizer.
+        """
+        self.graphs.forget()
         self.sweeps.load(ChainState(*(torch.cat(columns) for columns in zip(*chains))))
         rows = [len(block.beta) for block in chains]
         return [ChainState(*parts) for parts in zip(*(column.split(rows) for column in self.sweeps.chains))]
@@ -103,26 +121,15 @@ class FusedUpdate:
         """
         self.sweeps.step.fill_(step)
         memory = self._memory() if with_critic else None
-        if self.graphs is None:
-            return self._compute(num_data, gamma, memory)
         key = ("terms", num_data, gamma, memory and memory.num_data)
         return self.graphs(key, lambda: self._compute(num_data, gamma, memory))
 
-    def finish(self, update: Callable[[Tensor], None], rate: float, num_data: int, remember: bool) -> None:
-        """Call `update` with the learning rate as a tensor, then keep the features for the critic, if asked to."""
+    def ascend(self, rate: float, num_data: int, remember: bool) -> None:
+        """Move the parameters along the sums of `terms`, then keep its features for the critic, if asked to."""
         if rate != self._rate:
             self.rate.fill_(rate)
             self._rate = rate
-
-        def compute() -> None:
-            update(self.rate)
-            if remember:
-                self._remember(num_data)
-
-        if self.graphs is None:
-            compute()
-        else:
-            self.graphs(("finish", num_data, remember), compute)
+        self.graphs(("ascent", num_data, remember), lambda: self._ascend(num_data, remember))
         if remember:
             assert self.recall is not None
             self.recall.memory = self._remembered(num_data)
@@ -134,10 +141,12 @@ class FusedUpdate:
         return bad, [] if bool(torch.isfinite(largest[-1])) else [0]
 
     @torch.no_grad()
-    def _remember(self, num_data: int) -> None:
-        assert self.recall is not None
-        features = (self.rows if self.feature == "visible" else self.states)[self.most_data - num_data :]
-        self._remembered(num_data).features.copy_(self.recall.wire.unpack(self.recall.wire.pack(features)))
+    def _ascend(self, num_data: int, remember: bool) -> None:
+        self.ascent.step(self.sums, self.rate)
+        if remember:
+            assert self.recall is not None
+            features = (self.rows if self.feature == "visible" else self.states)[self.most_data - num_data :]
+            self._remembered(num_data).features.copy_(self.recall.wire.unpack(self.recall.wire.pack(features)))
 
     def _remembered(self, num_data: int) -> Memory:
         return Memory(self.remembered[self.most_data - num_data :], num_data)
@@ -195,11 +204,11 @@ class FusedUpdate:
         if order is None:  # kept: a graph names it
             order = mixed_order(memory.num_data, memory.num_particles, queries.device)
             self._orders[memory.num_data] = order
-        tile = (8, 32, 32)
-        grid = triton.cdiv(self.num_chains, tile[0]), triton.cdiv(count, tile[1])
+        tile = _DISTANCES
+        grid = triton.cdiv(self.num_chains, tile.rows), triton.cdiv(count, tile.cols)
         kernels.distances[grid](
             queries, memory.features, order, self.squared, self.num_chains, count, queries.shape[1],
-            BM=tile[0], BN=tile[1], BF=tile[2],
+            BM=tile.rows, BN=tile.cols, BF=tile.depth, num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
         kernels.votes[(self.num_chains,)](
             self.squared, order, self.scores, count, memory.num_data, 0, config.num_neighbors, config.epsilon,

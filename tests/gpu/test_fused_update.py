@@ -15,9 +15,11 @@ from pipeline.critics.neighbors import NeighborCritic
 from pipeline.critics.recall import ReplicatedRecall
 from pipeline.critics.search import search_torch
 from pipeline.models.rbm import RBM
+from pipeline.optimizers import Adam
 from pipeline.samplers import fused
 from pipeline.samplers.driven import DrivenGibbs, GammaProcess
 from pipeline.samplers.gibbs import ChainState
+from pipeline.training.ascent import Ascent
 from pipeline.training.beam import BeamObjective
 from pipeline.training.block import Counts
 from pipeline.training.objective import NonFinite
@@ -37,8 +39,8 @@ def _on_any_device(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(fused, "can_fuse", lambda *_: True)
 
 
-def fused_config(**sampler: Any) -> RunConfig:
-    config = tiny(search="torch")
+def fused_config(search: str = "torch", **sampler: Any) -> RunConfig:
+    config = tiny(search=search)
     return dataclasses.replace(config, sampler=dataclasses.replace(config.sampler, kernel="fused", **sampler))
 
 
@@ -94,7 +96,8 @@ def test_terms_are_those_of_the_torch_path(visible: str, feature: str, critic: d
     sweeps = fused.FusedGibbs(
         rbm, DrivenGibbs(GammaProcess(0.9, 0.9), 2), num_chains, 0, 3, torch.float32, 1, buffer[num_data:], graph=False
     )
-    update = FusedUpdate(rbm, sweeps, buffer, recall, feature, graph=False)
+    ascent = Ascent(rbm, Adam(rbm, (0.9, 0.999), 1e-8, maximize=True))
+    update = FusedUpdate(rbm, sweeps, buffer, recall, feature, ascent, graph=False)
     start = draw(num_chains, num_visible)
     update.hold([ChainState(start, draw(num_chains, num_hidden), torch.ones(num_chains, 1, device=DEVICE))])
     informative = 0
@@ -117,7 +120,7 @@ def test_terms_are_those_of_the_torch_path(visible: str, feature: str, critic: d
             torch.testing.assert_close(found.sums[name], value, rtol=1e-4, atol=1e-5)
         values = [*found.sums.values(), update.rows[num_data - data_rows :]]
         assert largest.tolist() == [float(value.abs().max()) for value in values]
-        update.finish(lambda rate: None, 0.1, data_rows, recall is not None)
+        update.ascend(0.01, data_rows, recall is not None)
         if recall is not None:
             assert recall.memory is not None and recall.memory.num_data == data_rows
             features = torch.cat([block.data_features, block.particles.features])
@@ -141,6 +144,38 @@ def test_a_run_resumes_and_measures_nothing_into_it(precision: str) -> None:
         assert torch.equal(a, b), name
 
 
+def test_a_run_goes_on_from_any_state_loaded_into_it() -> None:
+    """One that has made graphs, too: back to step 9, and to before the first."""
+    config = fused_config()
+    straight, back = objective(config), objective(config)
+    start = back.state()
+    states = {}
+    for step in range(16):
+        states[step] = straight.state()
+        straight.step(step, measure=False)
+    for step in range(14):
+        back.step(step, measure=False)
+    for first, state in ((9, states[9]), (0, start)):
+        back.load_state(state)
+        for step in range(first, 16):
+            back.step(step, measure=False)
+        for (name, a), b in zip(straight.state().items(), back.state().values(), strict=True):
+            assert torch.equal(a, b), name
+
+
+def test_few_rows_need_no_search() -> None:
+    """Whatever search is named: all distances are there."""
+    pytest.importorskip("faiss")
+    if DEVICE == "cuda":
+        pytest.skip("faiss for a CPU does not search there")
+    by_torch, by_faiss = objective(fused_config()), objective(fused_config(search="faiss"))
+    for step in range(14):
+        by_torch.step(step, measure=False)
+        by_faiss.step(step, measure=False)
+    for (name, a), b in zip(by_torch.state().items(), by_faiss.state().values(), strict=True):
+        assert name == "critic.backend" or torch.equal(a, b), name
+
+
 @torch.no_grad()
 def test_its_first_update_is_that_of_torch() -> None:
     """Adam, the clamp and the offsets, from the rows that the fused sweeps have left."""
@@ -157,7 +192,8 @@ def test_its_first_update_is_that_of_torch() -> None:
         [torch.cat([chains.visible for chains in ours.chains])],
         1.0, False, Counts(17, 13), None,
     )  # fmt: skip
-    torchs._update(dict(terms.sums), torchs.learning_rate(0), 0, terms.blocks)
+    assert torchs.ascent is not None
+    torchs.ascent.step(dict(terms.sums), torchs.learning_rate(0))
     for a, b in zip(ours.rbm.state_dict().values(), torchs.rbm.state_dict().values()):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
@@ -182,8 +218,8 @@ def test_data_that_are_not_finite_are_found_a_step_later() -> None:
 def test_graphs_have_the_bits_of_their_launches(precision: str, statistics_sweeps: int) -> None:
     config = fused_config(precision=precision, statistics_sweeps=statistics_sweeps)
     captured, launched = objective(config), objective(config)
-    assert captured.whole is not None and launched.whole is not None and captured.whole.graphs is not None
-    launched.whole.graphs = None
+    assert captured.whole is not None and launched.whole is not None and captured.whole.graphs.graph
+    launched.whole.graphs.graph = False
     for step in range(20):
         a, b = captured.step(step, measure=step % 3 == 0), launched.step(step, measure=step % 3 == 0)
         assert a == b, step

@@ -44,7 +44,14 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
 }
 """A package -> the modules (with all below them) that may import it; everybody else may not."""
 
-MODELS = ("pipeline.config", "pipeline.comm", "pipeline.streams", "pipeline.precision", "pipeline.models")
+MODELS = (
+    "pipeline.config",
+    "pipeline.comm",
+    "pipeline.streams",
+    "pipeline.precision",
+    "pipeline.captured",
+    "pipeline.models",
+)
 MIDDLE = (
     *MODELS,
     "pipeline.gradients",
@@ -57,6 +64,7 @@ MIDDLE = (
     "pipeline.disk",
 )
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
+    "pipeline.captured": (),
     "pipeline.config": (),
     "pipeline.comm": (),
     "pipeline.streams": (),

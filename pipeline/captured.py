@@ -9,7 +9,7 @@ from torch import Tensor
 T = TypeVar("T")
 
 
-class _Captured(NamedTuple):
+class _Held(NamedTuple):
     graph: torch.cuda.CUDAGraph
     result: Any
 
@@ -21,27 +21,34 @@ class Captured:
     and draws no random numbers from generators. The tensors of a result are valid until the next call.
     """
 
-    def __init__(self) -> None:
-        self._held: dict[Hashable, _Captured | None] = {}
+    def __init__(self, graph: bool = True) -> None:
+        """With `graph`, which needs a CUDA device; without, every call launches."""
+        self.graph = graph
+        self._launched: set[Hashable] = set()
+        self._held: dict[Hashable, _Held] = {}
         self._pool: Any = None
 
     def __call__(self, key: Hashable, compute: Callable[[], T]) -> T:
         """Do what `compute` does, and its result."""
-        if key not in self._held:
-            self._held[key] = (
-                None  # libraries and kernels set themselves up at their first call, which cannot be captured
-            )
+        if not self.graph or key not in self._launched:
+            # libraries and kernels set themselves up at their first call, which cannot be captured
+            self._launched.add(key)
             return compute()
-        held = self._held[key]
-        if held is None:
+        if key not in self._held:
             self._pool = self._pool or torch.cuda.graph_pool_handle()
             graph = torch.cuda.CUDAGraph()
             # nccl's threads may be at work
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 result = compute()
-            held = self._held[key] = _Captured(graph, result)
+            self._held[key] = _Held(graph, result)
+        held = self._held[key]
         held.graph.replay()
         return held.result
+
+    def forget(self) -> None:
+        """Begin anew: tensors that the graphs name have been replaced."""
+        self._launched.clear()
+        self._held.clear()
 
 
 class Later:
