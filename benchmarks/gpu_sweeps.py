@@ -77,7 +77,7 @@ def contenders(rows: torch.Tensor, chains: int, sweeps: int) -> dict[str, Callab
 
         def sweep(o: BeamObjective = alone) -> None:
             with torch.no_grad():
-                if o.whole is not None and o.whole.graphs is not None:
+                if o.whole is not None:
                     o.whole.graphs("bare sweeps", o.whole.sweeps.launch)
                 else:
                     o._sweep(0, o.rbm.couplings() if o.fused is None else None)

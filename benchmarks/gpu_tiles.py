@@ -58,11 +58,12 @@ def main() -> int:
                 label = f"{str(precision).removeprefix('torch.')} {choice}"
                 try:
                     fused = FusedGibbs(rbm, sampler, rows, 0, 1, precision, tile=Tile(*choice))
+                    fused.hold([chains])
                     for step in range(3):
-                        fused.run(chains, step)
+                        fused.sweep(step)
                     torch.cuda.synchronize()
-                    replay = functools.partial(fused.graphs, "sweeps", fused.launch)
-                    times = [milliseconds(replay, 20 if rows < 1000 else 3) for _ in range(ROUNDS)]
+                    sweep = functools.partial(fused.sweep, 3)
+                    times = [milliseconds(sweep, 20 if rows < 1000 else 3) for _ in range(ROUNDS)]
                     found[name][label] = times
                     print(f"{name:24s} {label:40s} {statistics.median(times):9.4f} ms for all sweeps", flush=True)
                 except Exception as e:  # triton's errors have no common base

@@ -193,8 +193,6 @@ class ExactSum:
         }
         self.parts = dict(self._views)
         """The sums: views of the buffer, or a single block's own values."""
-        # not where a graph may be captured: it computes in the same places every time
-        self._keeps_values = single and self.buffer.device.type == "cpu"
         self._untouched = set(shapes)
 
     def zero_(self) -> None:
@@ -210,7 +208,7 @@ class ExactSum:
             self._untouched.discard(name)
             if self.single:
                 assert first, f"two blocks add to {name}"
-                self.parts[name] = value if self._keeps_values else part.copy_(value)
+                self.parts[name] = value
             elif first:
                 snap_to_grid(value, out=part)
             else:
@@ -229,7 +227,7 @@ class ExactSum:
 
     def within_limit(self) -> Tensor:
         """True (a scalar on the device, for which nothing waits) when no reduced sum can be bad; not for a NaN either."""
-        sums = [part.flatten() for part in self.parts.values()] if self._keeps_values else [self.buffer]
+        sums = [part.flatten() for part in self.parts.values()] if self.single else [self.buffer]
         squares = [x @ x for x in sums]
         return sum(squares[1:], squares[0]) < LIMIT**2
 

@@ -1,12 +1,11 @@
 """Adam over a module's parameters, its state as named tensors. Gradients are set by the caller; no autograd is needed.
 
-The arithmetic is torch's own, `torch.optim.adam.adam` on fused kernels. `torch.optim.Optimizer` around it would import torch's
-compiler at its first use, which takes longer than everything else between the command and the first update.
+The arithmetic is torch's own fused kernel. `torch.optim.Adam` around it would import torch's compiler at its first use, which
+takes longer than everything else between the command and the first update, and spends as long on a small model as the kernel.
 """
 
 import torch
 from torch import Tensor, nn
-from torch.optim.adam import adam
 
 from pipeline.config import AnyOptimizerConfig, ConfigError, OptimizerConfig
 
@@ -47,19 +46,20 @@ class Adam:
         return {"step": torch.zeros((), dtype=torch.float32, device=p.device), **moments}
 
     def update(self, of: list[tuple[Tensor, Tensor, dict[str, Tensor]]]) -> None:
-        """Move parameters (parameter, gradient, state) in place, and their states."""
-        adam(
+        """Move parameters (parameter, gradient, state) in place, and their states; all of one device and type."""
+        steps = [state["step"] for _, _, state in of]
+        torch._foreach_add_(steps, 1)
+        torch._fused_adam_(
             [p for p, _, _ in of],
             [gradient for _, gradient, _ in of],
             [state["exp_avg"] for _, _, state in of],
             [state["exp_avg_sq"] for _, _, state in of],
             [],
-            [state["step"] for _, _, state in of],
-            fused=True,
+            steps,
             amsgrad=False,
             beta1=self.betas[0],
             beta2=self.betas[1],
-            lr=self.learning_rate,
+            lr=self.learning_rate,  # type: ignore[arg-type]  # a tensor is the op's other form
             weight_decay=0.0,
             eps=self.epsilon,
             maximize=self.maximize,

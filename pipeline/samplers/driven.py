@@ -57,7 +57,6 @@ class DrivenGibbs:
     num_sweeps: int
     min_beta: float = 1e-3
 
-    @torch.no_grad()
     def run(self, rbm: RBM, chains: ChainState, random: Random, couplings: Couplings | None = None) -> ChainState:
         """The chains after `num_sweeps` sweeps; in each, beta moves first, then h, then v.
 

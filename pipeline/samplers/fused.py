@@ -62,10 +62,7 @@ def can_fuse(rbm: RBM, device: torch.device | str) -> bool:
 
 
 class FusedGibbs:
-    """`sampler`'s sweeps of M particles that stay in buffers of this object; see the module's docstring.
-
-    Either `run` moves chains of the caller's; or `load` puts them into the buffers, and every `launch` moves those, `chains`.
-    """
+    """`sampler`'s sweeps of M particles that stay in buffers of this object; see the module's docstring."""
 
     def __init__(
         self,
@@ -83,7 +80,7 @@ class FusedGibbs:
         """Make the buffers.
 
         Args:
-            rbm: the model; its parameters are read again, where they lie, at every `run`.
+            rbm: the model; its parameters are read again, where they lie, in every update.
             sampler: process and number of sweeps.
             num_rows: M, particles of this worker.
             first_particle: global index of the first.
@@ -92,7 +89,7 @@ class FusedGibbs:
                 of tensor cores' tf32, which together keep float32's digits.
             statistics_sweeps: sweeps at beta = 1 of a copy of the chains after those.
             statistics: where the visible states that enter the statistics go [M, V], float32; default: a buffer of its own.
-            graph: `run` captures the launches and replays them; needs a CUDA device.
+            graph: `sweep` captures the launches and replays them; needs a CUDA device.
             tile: of a launch; default: choose_tile.
         """
         self.rbm, self.sampler, self.first, self.seed = rbm, sampler, first_particle, seed
@@ -127,19 +124,21 @@ class FusedGibbs:
         self.tile = tile or choose_tile(num_rows, precision)
 
     @torch.no_grad()
-    def load(self, chains: ChainState) -> None:
-        """Put chains into the buffers."""
-        self.visible.copy_(chains.visible)
-        for mine, given in zip(self.chains, chains):
+    def hold(self, chains: list[ChainState]) -> list[ChainState]:
+        """Move the chains of all blocks into the buffers; returns views of these, which every update moves."""
+        together = ChainState(*(torch.cat(columns) for columns in zip(*chains)))
+        self.visible.copy_(together.visible)
+        for mine, given in zip(self.chains, together):
             mine.copy_(given)
+        rows = [len(block.beta) for block in chains]
+        return [ChainState(*parts) for parts in zip(*(column.split(rows) for column in self.chains))]
 
     @torch.no_grad()
-    def run(self, chains: ChainState, step: int) -> tuple[ChainState, Tensor]:
-        """The chains after the sweeps of update `step`, and the visible states [M, V] for the statistics; copies."""
-        self.load(chains)
+    def sweep(self, step: int) -> Tensor:
+        """Make the sweeps of update `step`; returns the visible states [M, V] for the statistics, valid until the next."""
         self.step.fill_(step)
         self.graphs("sweeps", self.launch)
-        return ChainState(*(column.clone() for column in self.chains)), self.statistics.clone()
+        return self.statistics
 
     @torch.no_grad()
     def launch(self) -> None:

@@ -1,6 +1,5 @@
-"""The move of a BEAM's parameters along its summed gradient: Adam's step, and what follows any step."""
+"""The move of a BEAM's parameters along its summed gradient, under torch.no_grad(): Adam's step, and what follows any step."""
 
-import torch
 from torch import Tensor
 
 from pipeline.config import RBMConfig
@@ -15,7 +14,6 @@ class Ascent:
         self.rbm, self.optimizer = rbm, optimizer
         self._parameters = dict(rbm.named_parameters())
 
-    @torch.no_grad()
     def step(self, sums: dict[str, Tensor], rate: float | Tensor) -> None:
         """Move along `sums`, the ascent direction by parameter; see Terms. A fixed sigma's part is set to zero there."""
         if self.rbm.config.fixed_std is not None:
@@ -28,7 +26,6 @@ class Ascent:
         settle(self.rbm, sums)
 
 
-@torch.no_grad()
 def settle(rbm: RBM, sums: dict[str, Tensor]) -> None:
     """Clamp the scales; where hidden units are centered, move their offsets towards the data's mean states in `sums`."""
     config = rbm.config

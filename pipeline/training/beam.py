@@ -287,6 +287,7 @@ class BeamObjective:
             self.comm, self.recall, self.feature, self.ascent.optimizer, batch + sum(rows)
         ):
             self.fused = FusedGibbs(*of_run, graph=graph)
+            self.chains = self.fused.hold(self.chains)
             return
         buffer = self.rbm.weights.new_zeros(batch + sum(rows), self.rbm.config.num_visible)
         sweeps = FusedGibbs(*of_run, statistics=buffer[batch:], graph=False)
@@ -295,13 +296,17 @@ class BeamObjective:
 
     def _sweep(self, step: int, couplings: Couplings | None) -> list[Tensor]:
         """Move this worker's chains; returns the visible states [m, V] of each block that enter the statistics."""
+        if self.fused is not None:
+            rows = [len(chains.beta) for chains in self.chains]
+            # copies: the buffer is the next step's
+            return [part.clone() for part in self.fused.sweep(step).split(rows)]
         with rounding_operands(self.precision):
             every = range(len(self.blocks))
-            if self.merged or self.fused is not None:
-                return self._sweep_rows(step, every, couplings)
-            return [self._sweep_rows(step, [i], couplings)[0] for i in every]
+            if self.merged:
+                return self._sweep_rows(every, couplings)
+            return [self._sweep_rows([i], couplings)[0] for i in every]
 
-    def _sweep_rows(self, step: int, which: Sequence[int], couplings: Couplings | None) -> list[Tensor]:
+    def _sweep_rows(self, which: Sequence[int], couplings: Couplings | None) -> list[Tensor]:
         """`_sweep` of some blocks as one tensor."""
         rows = [len(self.chains[i].beta) for i in which]
         coarse = self.precision == "bfloat16"
@@ -309,11 +314,8 @@ class BeamObjective:
         moved = self.chains[which[0]]
         if len(which) > 1:
             moved = ChainState(*(torch.cat(columns) for columns in zip(*(self.chains[i] for i in which))))
-        if self.fused is not None:
-            moved, visible = self.fused.run(moved, step)
-        else:
-            moved = self.sampler.run(self.rbm, moved, random, couplings)
-            visible = self.statistics_sampler.run(self.rbm, self._at_one(moved), random, couplings).visible
+        moved = self.sampler.run(self.rbm, moved, random, couplings)
+        visible = self.statistics_sampler.run(self.rbm, self._at_one(moved), random, couplings).visible
         if len(which) == 1:
             self.chains[which[0]] = moved
             return [visible]
@@ -418,8 +420,8 @@ class BeamObjective:
             state[f"chains.{name}"].to(self.comm.device).split(self.block_replicas) for name in ChainState._fields
         ]
         self.chains = [ChainState(*(column[b].clone() for column in columns)) for b in self.blocks]
-        if self.whole is not None:
-            self.chains = self.whole.hold(self.chains)
+        if (fused := self.whole or self.fused) is not None:
+            self.chains = fused.hold(self.chains)
         for generator, block in zip(self.generators, self.blocks):
             generator.set_state(state["generators"][block].clone())
         if self.recall is not None:

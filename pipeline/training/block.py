@@ -43,21 +43,24 @@ class Counts(NamedTuple):
 
 
 _MOST_ROWS = 4096
-"""Of one product on a CPU: with more at a time, new memory for what lies between costs as much as the product."""
+"""Of one product: to copy more into one tensor costs more than a second product; on a CPU new memory for what lies between
+costs as much as the product, so that more are taken in parts.
+"""
 
 
 def weighted_gradient(rbm: RBM, block: Block, on_data: Tensor, on_particles: Tensor) -> dict[str, Tensor]:
     """Sum of -dE/dtheta over a block's rows with weights [b] and [m]: one product where both have the same form and are few."""
     data, particles = block.data_hidden, block.particles.hidden
     visible = block.particles.visible
-    few = visible.device.type != "cpu" or len(on_data) + len(on_particles) <= _MOST_ROWS
+    few = len(on_data) + len(on_particles) <= _MOST_ROWS
     if few and (data.variance is None) == (particles.variance is None):
         both = Hidden(torch.cat([data.states, particles.states]), data.variance)
         return rbm.negative_energy_gradient(torch.cat([block.data, visible]), both, torch.cat([on_data, on_particles]))
     total = rbm.negative_energy_gradient(block.data, data, on_data)
-    for v, h, w in zip(*(x.split(_MOST_ROWS) for x in (visible, particles.states, on_particles))):
-        for name, part in rbm.negative_energy_gradient(v, Hidden(h, particles.variance), w).items():
-            total[name] += part
+    part = _MOST_ROWS if visible.device.type == "cpu" else len(visible)
+    for v, h, w in zip(*(x.split(part) for x in (visible, particles.states, on_particles))):
+        for name, value in rbm.negative_energy_gradient(v, Hidden(h, particles.variance), w).items():
+            total[name] += value
     return total
 
 

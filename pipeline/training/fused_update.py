@@ -105,14 +105,9 @@ class FusedUpdate:
         return self.rows[self.most_data - num_data : self.most_data]
 
     def hold(self, chains: list[ChainState]) -> list[ChainState]:
-        """Move the chains of all blocks into the buffers; returns views of these, which every update moves.
-
-        For a start, and after a checkpoint, which brings new tensors of the optimizer.
-        """
+        """FusedGibbs.hold, for a start and after a checkpoint, which brings new tensors of the optimizer."""
         self.graphs.forget()
-        self.sweeps.load(ChainState(*(torch.cat(columns) for columns in zip(*chains))))
-        rows = [len(block.beta) for block in chains]
-        return [ChainState(*parts) for parts in zip(*(column.split(rows) for column in self.sweeps.chains))]
+        return self.sweeps.hold(chains)
 
     def terms(self, step: int, num_data: int, gamma: float, with_critic: bool) -> tuple[Terms, Tensor]:
         """Move the chains and compute the terms of update `step` from them and the rows in `data`, as one block.

@@ -48,7 +48,8 @@ def swept(
     """The chains after an update's sweeps; with statistics_sweeps their visible states are those for the statistics."""
     chains = ChainState(*(column.to(DEVICE) for column in chains))
     fused = FusedGibbs(rbm, sampler, len(chains.beta), first, 11, precision, statistics_sweeps, graph=DEVICE == "cuda")
-    moved, statistics = fused.run(chains, step)
+    moved = fused.hold([chains])[0]
+    statistics = fused.sweep(step)
     assert statistics_sweeps or torch.equal(statistics, moved.visible)
     return ChainState(*(column.cpu() for column in moved._replace(visible=statistics)))
 
@@ -84,10 +85,12 @@ def test_sweeps_for_the_statistics_go_on_at_one_and_leave_the_chains(visible: st
     assert torch.equal(further.visible, swept(rbm, start(rbm, 64), plain_gibbs(3)).visible)
     driven = DrivenGibbs(GammaProcess(0.9, 0.5), 1)
     chains = ChainState(*(column.to(DEVICE) for column in start(rbm, 64)))
-    with_copy, alone = (
-        FusedGibbs(rbm, driven, 64, 0, 11, torch.float32, n, graph=DEVICE == "cuda").run(chains, 0)[0] for n in (2, 0)
-    )
-    for a, b in zip(with_copy, alone):
+    moved = []
+    for statistics_sweeps in (2, 0):
+        fused = FusedGibbs(rbm, driven, 64, 0, 11, torch.float32, statistics_sweeps, graph=DEVICE == "cuda")
+        moved.append(fused.hold([chains])[0])
+        fused.sweep(0)
+    for a, b in zip(*moved):
         assert torch.equal(a, b)
 
 
@@ -98,12 +101,17 @@ def test_an_odd_number_of_units_and_rows_and_a_second_model_with_the_same_buffer
         rbm.weights.normal_(std=0.5, generator=torch.Generator(device=DEVICE).manual_seed(0))
     fused = FusedGibbs(rbm, plain_gibbs(2), 101, 0, 1, precision, graph=DEVICE == "cuda")
     chains = ChainState(*(column.to(DEVICE) for column in start(rbm, 101)))
-    first = fused.run(chains, 0)[0]
-    assert torch.equal(first.hidden, fused.run(chains, 0)[0].hidden), "the same step, the same numbers"
+    hidden = fused.hold([chains])[0].hidden
+    fused.sweep(0)
+    first = hidden.clone()
+    fused.hold([chains])
+    fused.sweep(0)
+    assert torch.equal(first, hidden), "the same step, the same numbers"
     with torch.no_grad():
         rbm.weights.zero_()
         rbm.hidden.bias.fill_(40.0)
-    assert bool((fused.run(chains, 1)[0].hidden == 1).all()), "parameters are read again"
+    fused.sweep(1)
+    assert bool((hidden == 1).all()), "parameters are read again"
 
 
 def test_random_numbers_belong_to_the_particle_the_sweep_and_the_step() -> None:
