@@ -6,7 +6,8 @@ second of this process's CPU time, which other work on the machine disturbs less
 alone: nothing is said of what the models learn. Sweeps with bfloat16 operands take part where the processor has them.
 
 The floor of a case is the time that its arithmetic would take with nothing else: matrix products at the rate of `torch.addmm`
-at the sweep's own shapes, random numbers at the rate of torch's generator, measured in the same run.
+at the sweep's own shapes, random numbers at the rate of torch's generator, the bytes that Adam and the batch have to move at the
+rate of a copy of as many, all measured in the same run. Products and generators move their own.
 """
 
 import argparse
@@ -123,7 +124,14 @@ def floor(p: Problem) -> dict[str, float]:
     # two products a sweep and row; hidden means and gradient of data and particles; with a variance W h for its gradient
     products = per_row * (2 * p.sweeps * p.chains + (3 if p.gaussian else 2) * (p.batch + p.chains))
     for_visible = _seconds(v.normal_ if p.gaussian else v.uniform_)
-    return {"products": products, "random numbers": p.sweeps * (for_visible + _seconds(h.uniform_))}
+    # a copy reads and writes; Adam reads the gradient, and reads and writes a parameter and its two moments
+    tensors = [torch.zeros_like(weights) for _ in range(4)]
+    others = [torch.zeros_like(weights) for _ in tensors]
+    copies = _seconds(lambda: torch._foreach_copy_(tensors, others)) * 7 / 8
+    batch = p.rows[: p.batch].clone()
+    copies += _seconds(lambda: batch.copy_(p.rows[p.batch : 2 * p.batch]))
+    random = p.sweeps * (for_visible + _seconds(h.uniform_))
+    return {"products": products, "random numbers": random, "bytes": copies}
 
 
 def _seconds(call: Callable[[], Any], least: float = 0.2) -> float:

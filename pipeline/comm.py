@@ -23,6 +23,8 @@ GRID = 2.0**-36
 LIMIT = 2.0**15
 """Sums must stay below this magnitude; totals are checked, so partial sums beyond it that cancel pass unseen."""
 _SNAP = 1.5 * 2.0**16  # float64 numbers near it are spaced by exactly GRID
+_STRETCH = 2**16
+"""Numbers that are snapped and added at a time: they stay in a core's cache between the passes."""
 
 
 def split_rows(num_rows: int, num_blocks: int) -> list[int]:
@@ -186,7 +188,7 @@ class ExactSum:
         self.single = single
         sizes = {name: math.prod(shape) for name, shape in shapes.items()}
         self.buffer = torch.zeros(sum(sizes.values()), dtype=torch.float32 if single else torch.float64, device=device)
-        self._scratch = torch.empty_like(self.buffer[: max(sizes.values())])
+        self._scratch = torch.empty_like(self.buffer[:_STRETCH])
         ends = itertools.accumulate(sizes.values())
         self._views = {
             name: self.buffer[end - sizes[name] : end].view(shape) for end, (name, shape) in zip(ends, shapes.items())
@@ -209,10 +211,12 @@ class ExactSum:
             if self.single:
                 assert first, f"two blocks add to {name}"
                 self.parts[name] = value
-            elif first:
-                snap_to_grid(value, out=part)
-            else:
-                part.add_(snap_to_grid(value, out=self._scratch[: part.numel()].view(part.shape)))
+                continue
+            for total, some in zip(part.flatten().split(_STRETCH), value.flatten().split(_STRETCH)):
+                if first:
+                    snap_to_grid(some, out=total)
+                else:
+                    total.add_(snap_to_grid(some, out=self._scratch[: len(some)]))
 
     def reduce(self, comm: Comm) -> dict[str, Tensor]:
         """The sums over all workers, valid until the next `zero_`."""

@@ -56,12 +56,17 @@ def uniform_(x: Tensor, random: Random) -> Tensor:
     and the lower 8 are shared by a row, at half the time: each keeps its law, and for two in a row the covariance of [u < p]
     and [u' < p'] is at most 2^-34.
     """
-    cheap = x.device.type == "cpu" and x.dtype == torch.float32
-    for part, generator in _by_block(x, random):
-        if cheap and part.numel() >= _MANY:
-            part.copy_(_bits(part, generator).view(torch.int16))
-            lower = part.new_empty(*part.shape[:-1], 1).random_(2**8, generator=generator)
-            torch.add(lower.mul_(2**-24).add_(0.5), part, alpha=2**-16, out=part)  # exact
+    parts = _by_block(x, random)
+    in_halves = [x.device.type == "cpu" and x.dtype == torch.float32 and part.numel() >= _MANY for part, _ in parts]
+    if all(in_halves):
+        size = x.shape[-1]
+        halves = _halves(x, random, spare=1)
+        lower = halves.view(torch.uint8)[..., 2 * size : 2 * size + 1].to(x.dtype)
+        x.copy_(halves[..., :size].view(torch.int16))
+        return torch.add(lower.mul_(2**-24).add_(0.5), x, alpha=2**-16, out=x)  # exact
+    for is_many, (part, generator) in zip(in_halves, parts):
+        if is_many:
+            uniform_(part, generator)
         else:
             part.uniform_(generator=generator)
     return x
@@ -69,13 +74,13 @@ def uniform_(x: Tensor, random: Random) -> Tensor:
 
 def normal_(x: Tensor, random: Random) -> Tensor:
     """Fill `x` [rows, ...] with standard normal numbers."""
-    coarse = _is_coarse(random)
+    if _is_coarse(random):
+        quantiles = _normal_quantiles(x.dtype, x.device)
+        which = _halves(x, random)[..., : x.shape[-1]].flatten().to(torch.int32)
+        torch.index_select(quantiles, 0, which, out=x.view(-1))
+        return x
     for part, generator in _by_block(x, random):
-        if coarse:
-            quantiles = _normal_quantiles(x.dtype, x.device)
-            torch.index_select(quantiles, 0, _bits(part, generator).flatten().to(torch.int32), out=part.view(-1))
-        else:
-            part.normal_(generator=generator)
+        part.normal_(generator=generator)
     return x
 
 
@@ -101,18 +106,19 @@ def _by_block(x: Tensor, random: Random) -> list[tuple[Tensor, torch.Generator |
         return [(x, random)]
     if len(random.generators) == 1:
         return [(x, random.generators[0])]
-    return list(zip(x.split(list(random.rows)), random.generators, strict=True))
+    return list(zip(x.split_with_sizes(list(random.rows)), random.generators, strict=True))
 
 
 def _is_coarse(random: Random) -> bool:
     return isinstance(random, RowStreams) and random.coarse
 
 
-def _bits(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Integers in 0 .. 2^16 - 1 in the shape of `like`: four of every 64 random bits."""
-    words = torch.empty((like.numel() + 3) // 4, dtype=torch.int64, device=like.device)
-    words.random_(-(2**63), None, generator=generator)
-    return words.view(torch.uint16)[: like.numel()].view_as(like)
+def _halves(like: Tensor, random: Random, spare: int = 0) -> Tensor:
+    """Integers in 0 .. 2^16 - 1, at least size + `spare` for every row of `like` [rows, ..., size]: four of every 64 random bits."""
+    words = torch.empty(*like.shape[:-1], -(-(like.shape[-1] + spare) // 4), dtype=torch.int64, device=like.device)
+    for part, generator in _by_block(words, random):
+        part.random_(-(2**63), None, generator=generator)
+    return words.view(torch.uint16)
 
 
 @functools.cache
