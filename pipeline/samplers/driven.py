@@ -60,15 +60,19 @@ class DrivenGibbs:
     def run(self, rbm: RBM, chains: ChainState, random: Random, couplings: Couplings | None = None) -> ChainState:
         """The chains after `num_sweeps` sweeps; in each, beta moves first, then h, then v.
 
-        `couplings` are `rbm.couplings()` of the present parameters, where the caller has them already.
+        The process does not depend on the states, so it is drawn for all sweeps before the first: small operations in a row are
+        faster than between products. `couplings` are `rbm.couplings()` of the present parameters, where the caller has them
+        already.
         """
         if self.num_sweeps == 0:
             return chains
         couplings = couplings or rbm.couplings()
+        betas = [chains.beta]
         for _ in range(self.num_sweeps):
-            beta = self.process.step(chains.beta, random)
-            used = None if self.process.std == 0 else beta.clamp(min=self.min_beta)
-            chains = gibbs_sweep(rbm, couplings, chains._replace(beta=beta), used, random)
+            betas.append(self.process.step(betas[-1], random))
+        used = [None if self.process.std == 0 else beta.clamp(min=self.min_beta) for beta in betas[1:]]
+        for beta, bounded in zip(betas[1:], used):
+            chains = gibbs_sweep(rbm, couplings, chains._replace(beta=beta), bounded, random)
         return chains
 
 
