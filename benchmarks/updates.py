@@ -6,8 +6,8 @@ second of this process's CPU time, which other work on the machine disturbs less
 alone: nothing is said of what the models learn. Sweeps with bfloat16 operands take part where the processor has them.
 
 The floor of a case is the time that its arithmetic would take with nothing else: matrix products at the rate of `torch.addmm`
-at the sweep's own shapes, random numbers at the rate of torch's generator, the bytes that Adam and the batch have to move at the
-rate of a copy of as many, all measured in the same run. Products and generators move their own.
+at the sweep's own shapes, random numbers at the rate of torch's generator, the bytes that Adam and the batch have to move at
+the rate of a copy of as many, all measured in the same run. Products and generators move their own.
 """
 
 import argparse

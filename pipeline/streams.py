@@ -114,7 +114,7 @@ def _is_coarse(random: Random) -> bool:
 
 
 def _halves(like: Tensor, random: Random, spare: int = 0) -> Tensor:
-    """Integers in 0 .. 2^16 - 1, at least size + `spare` for every row of `like` [rows, ..., size]: four of every 64 random bits."""
+    """Integers in 0 .. 2^16 - 1, at least size + `spare` for each row of `like` [rows, ..., size]: four of every 64 bits."""
     words = torch.empty(*like.shape[:-1], -(-(like.shape[-1] + spare) // 4), dtype=torch.int64, device=like.device)
     for part, generator in _by_block(words, random):
         part.random_(-(2**63), None, generator=generator)
