@@ -7,7 +7,7 @@ too. Cases that end in `-first` have no MLflow database yet, as in a new clone: 
 the page cache in every case but the machine's very first run.
 
 Before update 1 a run is measured on held-out rows as it stands, which is 400 rows of 1024 units through two sampling protocols
-here; `local-bare` has 20 rows, and shows the start without it.
+here; `local-bare` and `ray-bare` have 20 rows, and show the start without it.
 """
 
 import argparse
@@ -38,6 +38,7 @@ TRAINING = {
     "local-bare": ["--local", "--no-tracking", "--set", "evaluation.num_rows=20"],
     "local": ["--local"],
     f"local{FIRST}": ["--local"],
+    "ray-bare": ["--workers", "2", "--no-tracking", "--set", "evaluation.num_rows=20"],
     "ray": ["--workers", "2"],
     f"ray{FIRST}": ["--workers", "2"],
 }

@@ -74,26 +74,36 @@ def deliver_left(folder: Path, command: str, journals: str = "*/mlflow_run_id.sp
 
 
 class StartingTracker:
-    """`start_tracker` in a thread: training begins meanwhile, and rows wait until the run is there.
+    """`start_tracker` in a thread, begun at the first update's row: training goes on meanwhile, and rows wait for the run.
 
-    MLflow's import, a new database's tables and a slow server take seconds. When the run cannot be started, the next `log`
-    (or `finish`) raises what `start_tracker` raised. A training that is gone on with needs no server.
+    MLflow's import, a new database's tables and a slow server take seconds, and Python's own work in two threads takes longer
+    than one after the other: begun earlier, the first update would come as much later. When the run cannot be started, the
+    next `log` (or `finish`) raises what `start_tracker` raised. A training that is gone on with needs no server.
     """
 
     def __init__(self, folder: Path, config: RunConfig, dataset: str, data_hash: str):
-        """Begin to start the tracker of the run in `folder`; see start_tracker."""
-        self._tracker: Future[Tracker] = Future()
+        """Keep what the tracker of the run in `folder` is started with; see start_tracker."""
+        self._result: Future[Tracker] = Future()
         self._folder = folder
         self._rows: list[tuple[int, Mapping[str, float]]] = []
         new = not read_history(folder)  # a kill may have come before the run was made
 
         def start() -> None:
             try:
-                self._tracker.set_result(start_tracker(folder, config, dataset, data_hash, must_answer=new))
+                self._result.set_result(start_tracker(folder, config, dataset, data_hash, must_answer=new))
             except BaseException as error:
-                self._tracker.set_exception(error)
+                self._result.set_exception(error)
 
-        threading.Thread(target=start, name="mlflow-start", daemon=True).start()
+        self._thread = threading.Thread(target=start, name="mlflow-start", daemon=True)
+        self._begun = False
+
+    @property
+    def _tracker(self) -> "Future[Tracker]":
+        """What comes of it; the first call begins it."""
+        if not self._begun:
+            self._begun = True
+            self._thread.start()
+        return self._result
 
     @property
     def run_id(self) -> str:
@@ -103,7 +113,7 @@ class StartingTracker:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Queue one row of metrics of update `step`; see Tracker.log."""
         self._rows.append((step, metrics))
-        if self._tracker.done():
+        if step > 0 and self._tracker.done():
             self._pass_on()
 
     def finish(self, status: str) -> bool:
