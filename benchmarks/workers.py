@@ -1,4 +1,4 @@
-"""Gloo groups of processes on this machine that stay alive, so that groups of several sizes can take turns in one benchmark.
+"""Groups of processes on this machine that stay alive, so that groups of several sizes can take turns in one benchmark.
 
 A worker has one thread for its products and waits on a pipe between calls, where it takes no processor time. What a function
 keeps between calls (`functools.cache`) stays in the worker.
@@ -22,9 +22,12 @@ class WorkerFailure(RuntimeError):
 
 
 class Group:
-    """`world_size` worker processes in one gloo group; a context manager that ends them. Also a group of one is a real one."""
+    """`world_size` worker processes in one group; a context manager that ends them. Also a group of one is a real one.
 
-    def __init__(self, world_size: int, timeout: float = 300.0):
+    On `device` "cpu" they speak over gloo, on "cuda" over nccl, worker r on the machine's r-th GPU.
+    """
+
+    def __init__(self, world_size: int, timeout: float = 300.0, device: str = "cpu"):
         self.world_size, self.timeout = world_size, timeout
         # for the first group of a process; every optimizer imports torch._dynamo, which takes seconds
         _context.set_forkserver_preload(["torch", "torch.distributed", "torch._dynamo"])
@@ -33,7 +36,7 @@ class Group:
         for rank in range(world_size):
             ours, theirs = _context.Pipe()
             process = _context.Process(
-                target=_serve, args=(rank, world_size, self._folder.name, timeout, theirs), daemon=True
+                target=_serve, args=(rank, world_size, self._folder.name, timeout, device, theirs), daemon=True
             )
             process.start()
             theirs.close()
@@ -78,15 +81,17 @@ class Group:
         return answer
 
 
-def _serve(rank: int, world_size: int, folder: str, timeout: float, pipe: Connection) -> None:
+def _serve(rank: int, world_size: int, folder: str, timeout: float, device: str, pipe: Connection) -> None:
     """Join the group, then answer calls until the pipe closes."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"
     import torch
     import torch.distributed as dist
 
     torch.set_num_threads(1)
+    if device == "cuda":
+        torch.cuda.set_device(rank)
     dist.init_process_group(
-        "gloo",
+        "nccl" if device == "cuda" else "gloo",
         init_method=f"file://{folder}/rendezvous",
         rank=rank,
         world_size=world_size,
