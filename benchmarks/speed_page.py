@@ -35,9 +35,9 @@ def cpu() -> list[str]:
         f"`{record['command']}`; {first['processor']}, {first['capability']}, torch {first['versions']['torch']}; "
         f"median of at least {min(case['rounds'] for case in cases.values())} "
         "rounds in turns; bernoulli: 784-200, batch and chains 100; gaussian: 1024-512, 128 chains unless named. The "
-        "floor: products and "
-        "random numbers alone and the bytes of Adam and the batch, at the rates of torch measured in the same run. The last column "
-        "is of another machine, with AMX (`updates_amx.json`): the processor here has no float32 products with bfloat16 operands.",
+        "floor: products and random numbers alone and the bytes of Adam and the batch, at the rates of torch measured in the "
+        "same run. The last column is of another machine, with AMX (`updates_amx.json`): the processor here has no float32 "
+        "products with bfloat16 operands.",
         "",
         "| case | ours, updates/s | of the floor | times a plain torch loop | a tuned torch loop | rbms | "
         "scikit-learn | cost of the adversary | "
@@ -156,10 +156,10 @@ def gpus() -> list[str]:
     lines = [
         "## Several GPUs over nccl, and faiss-gpu",
         "",
-        f"`python -m benchmarks.gpus`, on a machine with the GPUs and the extra `gpu`; {where}. 1024-512, driven, k = 100, fused "
-        "sweeps in bfloat16; 128 chains and data rows of all GPUs (strong) or of each (weak). The command runs what the machine "
-        "has; with `--try` it runs on two processes of a CPU, which says nothing of GPUs. What to expect is calculated in "
-        "[scaling.md](scaling.md).",
+        f"`python -m benchmarks.gpus`, on a machine with the GPUs and the extra `gpu`; {where}. 1024-512, driven, k = 100, "
+        "fused sweeps in bfloat16; 128 chains and data rows of all GPUs (strong) or of each (weak). The command runs what the "
+        "machine has; with `--try` it runs on two processes of a CPU, which says nothing of GPUs. What to expect is calculated "
+        "in [scaling.md](scaling.md).",
         "",
         "| case | updates/s (range) |",
         "|---|---|",

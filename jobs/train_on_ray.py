@@ -106,16 +106,22 @@ def write_first(file: Path, error: str) -> None:
 
 
 def make_trainer(
-    job: TrainJob, workers: int, use_gpu: bool, callbacks: Sequence[Any] = (), min_workers: int | None = None
+    job: TrainJob,
+    workers: int,
+    use_gpu: bool,
+    callbacks: Sequence[Any] = (),
+    min_workers: int | None = None,
+    alone: bool = False,
 ) -> Any:
     """The TorchTrainer of a job (nccl with GPUs, gloo without); clears what an earlier attempt left for its workers.
 
     With fewer `min_workers` than `workers` the group is elastic: it goes on with what is left, and with more when they come.
+    `alone`: see LeanTorchTrainer.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
 
     from jobs.ray_network import NodeTorchConfig
+    from jobs.ray_trainer import LeanTorchTrainer, begin_coordinator
 
     folder = Path(job.folder)
     least = workers if min_workers is None else min_workers
@@ -123,7 +129,8 @@ def make_trainer(
         (folder / stale).unlink(missing_ok=True)
     for said in folder.glob("error-*.txt"):
         said.unlink()
-    return TorchTrainer(
+    begin_coordinator()
+    trainer = LeanTorchTrainer(
         _ray_worker,
         train_loop_config=asdict(job),
         torch_config=NodeTorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_SECONDS),
@@ -140,6 +147,8 @@ def make_trainer(
             callbacks=list(callbacks),
         ),
     )
+    trainer.alone = alone
+    return trainer
 
 
 def train_on_ray(job: TrainJob, need: Need, on_group: Callable[[int, int], None]) -> Iterator[dict[str, Any]]:
@@ -154,7 +163,8 @@ def train_on_ray(job: TrainJob, need: Need, on_group: Callable[[int, int], None]
         TrainingFailed: the workers gave up, or machines that were lost did not come back in time.
     """
     folder, workers = Path(job.folder), need.workers
-    trainer = make_trainer(job, workers, need.use_gpu, min_workers=need.min_workers)
+    alone = not os.environ.get("RAY_ADDRESS")
+    trainer = make_trainer(job, workers, need.use_gpu, min_workers=need.min_workers, alone=alone)
     watch, look = RoomWatch(need), time.monotonic()
     groups: list[str] = []
     errors: list[BaseException] = []
