@@ -35,7 +35,8 @@ def gibbs_sweep(rbm: RBM, couplings: Couplings, chains: ChainState, beta: Tensor
     return ChainState(visible, hidden, chains.beta)
 
 
-_TRIALS = 16
+_MOST_TRIALS, _LEAST_TRIALS, _COMPARED = 16, 4, 2**20
+"""Trials of blocks_stand_alone: enough that about so many sums are compared."""
 
 
 @torch.no_grad()
@@ -60,7 +61,8 @@ def blocks_stand_alone(rbm: RBM, rows: Sequence[int]) -> bool:
         return to_h, to_v, rbm.hidden.mean(to_h), rbm.visible.mean(to_v)
 
     num_visible, num_hidden = like.shape
-    for trial in range(_TRIALS):
+    trials = _COMPARED // max(1, sum(rows) * (num_visible + num_hidden))
+    for trial in range(max(_LEAST_TRIALS, min(_MOST_TRIALS, trials))):
         v, h = draw(sum(rows), num_visible), draw(sum(rows), num_hidden)
         if trial % 2:
             v, h = v.gt(0).to(v), h.gt(0).to(h)
