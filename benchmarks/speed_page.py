@@ -60,11 +60,11 @@ def cpu() -> list[str]:
     return [
         *lines,
         "",
-        "Behind the tuned loop by about a tenth: one sweep of a small model, where some .4 ms of fixed work weigh most "
-        "(half of it Python's, half copies), and with 4 blocks the sums in float64 that make the number of workers "
-        "irrelevant (a run of one block needs none). With many chains ours is ahead: the gradient of the variances needs "
-        "no product of its own, rows are taken in parts, and uniform numbers take half of the generator's bits, so that "
-        "some rows are beyond the floor. The machine was not quiet: ranges are in the JSON.",
+        "Behind the tuned loop by 8 %: one sweep of a small model, where .2 ms of fixed work weigh most (Python's, the check "
+        "of the sums, copies). With 4 blocks the gradients of few rows and the sums in float64 that make the number of "
+        "workers irrelevant cost 5 % at k = 100 and most where sweeps are few or small (a run of one block needs none). With "
+        "many chains ours is ahead: the gradient of the variances needs no product of its own, rows are taken in parts, and "
+        "uniform numbers take half of the generator's bits, so that a row may be beyond the floor. Ranges are in the JSON.",
         "",
         "![CPU](speed_cpu.png)",
         "",
@@ -141,6 +141,8 @@ def gpu() -> list[str]:
         "- With 65 536 chains the adversary is nearly all the time: every particle searches all others. That is "
         "where a sharded memory or fewer "
         "rows are needed (scaling.md).",
+        "- These figures are of revision 963d3cb; what has changed since (chains that stay in their buffers, Adam's kernel "
+        "without its wrapper, no copy of many rows) has not been measured on a GPU.",
         "- The same chains as 1, 2 and 4 slabs on one GPU have equal bits where the tile is the same "
         "(`tests/gpu/test_fused.py`).",
         "",

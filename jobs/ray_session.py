@@ -25,7 +25,7 @@ _QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_prestart_worker_first_driver": "0",  # Train's actors have an environment of their own and never take those
+    "RAY_prestart_worker_first_driver": "0",  # Train's actors, with an environment of their own, never take those
 }
 
 
@@ -51,9 +51,10 @@ def prepare_environment(cache: Path) -> None:
 
 
 @contextmanager
-def ray_session(cache: Path, num_cpus: int, sweep: bool = False) -> Iterator[None]:
+def ray_session(cache: Path, num_cpus: int, sweep: bool = False) -> Iterator[bool]:
     """Ray until the block ends: the cluster at RAY_ADDRESS if set, else a local one with `num_cpus` logical CPUs.
 
+    Yields whether it is one of this block's own, which ends with it.
     A session that is already open in this process is used and left open. A `sweep` has the dashboard on (on loopback: what
     cleans up after a trial that Tune cuts asks it), and its trials wait for their turn.
 
@@ -74,7 +75,7 @@ def ray_session(cache: Path, num_cpus: int, sweep: bool = False) -> Iterator[Non
     import ray
 
     if ray.is_initialized():
-        yield
+        yield False
         return
     if address:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
@@ -89,7 +90,7 @@ def ray_session(cache: Path, num_cpus: int, sweep: bool = False) -> Iterator[Non
             logging_level=logging.ERROR,
         )
     try:
-        yield
+        yield not address
     finally:
         ray.shutdown()
 

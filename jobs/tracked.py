@@ -74,7 +74,7 @@ def deliver_left(folder: Path, command: str, journals: str = "*/mlflow_run_id.sp
 
 
 class StartingTracker:
-    """`start_tracker` in a thread, begun at the first update's row: training goes on meanwhile, and rows wait for the run.
+    """`start_tracker` in a thread, begun at the first report of updates: training goes on meanwhile, and rows wait for the run.
 
     MLflow's import, a new database's tables and a slow server take seconds, and Python's own work in two threads takes longer
     than one after the other: begun earlier, the first update would come as much later. When the run cannot be started, the
@@ -86,7 +86,8 @@ class StartingTracker:
         self._result: Future[Tracker] = Future()
         self._folder = folder
         self._rows: list[tuple[int, Mapping[str, float]]] = []
-        new = not read_history(folder)  # a kill may have come before the run was made
+        # a kill may have come before the run was begun
+        new = not any(row["step"] > 0 for row in read_history(folder))
 
         def start() -> None:
             try:
@@ -95,37 +96,34 @@ class StartingTracker:
                 self._result.set_exception(error)
 
         self._thread = threading.Thread(target=start, name="mlflow-start", daemon=True)
-        self._begun = False
 
-    @property
-    def _tracker(self) -> "Future[Tracker]":
-        """What comes of it; the first call begins it."""
-        if not self._begun:
-            self._begun = True
+    def _begin(self) -> "Future[Tracker]":
+        """What comes of the thread, which the first call starts."""
+        if self._thread.ident is None:
             self._thread.start()
         return self._result
 
     @property
     def run_id(self) -> str:
         """Waits until the run is begun; see Tracker.run_id."""
-        return self._tracker.result().run_id
+        return self._begin().result().run_id
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Queue one row of metrics of update `step`; see Tracker.log."""
         self._rows.append((step, metrics))
-        if step > 0 and self._tracker.done():
+        if "updates_per_second" in metrics and self._begin().done():
             self._pass_on()
 
     def finish(self, status: str) -> bool:
         """Wait until the run is begun, send all and close it; see Tracker.finish. A run that FAILED keeps its own error."""
-        if status == "FAILED" and self._tracker.exception() is not None:
+        if status == "FAILED" and self._begin().exception() is not None:
             return False
         self._pass_on()
-        add_history(self._tracker.result(), self._folder)
-        return self._tracker.result().finish(status)
+        add_history(self._begin().result(), self._folder)
+        return self._begin().result().finish(status)
 
     def _pass_on(self) -> None:
-        tracker = self._tracker.result()
+        tracker = self._begin().result()
         for step, metrics in self._rows:
             tracker.log(step, metrics)
         self._rows.clear()

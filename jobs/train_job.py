@@ -211,7 +211,7 @@ def run_training(
         if local:
             steps = follow(train_local(job))
         else:
-            with ray_session(cache, max(workers, os.cpu_count() or 1)):
+            with ray_session(cache, max(workers, os.cpu_count() or 1)) as alone:
                 import ray
 
                 from jobs.cluster_room import Need
@@ -222,7 +222,7 @@ def run_training(
                 need = Need(workers, least, job.threads, use_gpu)
                 if least < workers:  # read by Ray Train's controller at its start
                     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", ELASTIC_START_SECONDS)
-                steps = follow(train_on_ray(job, need, note_group))
+                steps = follow(train_on_ray(job, need, note_group, alone))
     found = load_latest(folder / "checkpoints")
     if found is not None and "total_steps" in found.meta:  # epochs are shorter when damaged rows were left out
         total = int(found.meta["total_steps"])

@@ -151,19 +151,21 @@ def make_trainer(
     return trainer
 
 
-def train_on_ray(job: TrainJob, need: Need, on_group: Callable[[int, int], None]) -> Iterator[dict[str, Any]]:
+def train_on_ray(
+    job: TrainJob, need: Need, on_group: Callable[[int, int], None], alone: bool
+) -> Iterator[dict[str, Any]]:
     """Train on need.workers Ray Train workers, or at least need.min_workers; yields rows as they appear in metrics.jsonl.
 
     Args:
         job: what to train.
         need: what the group takes, and the fewest that may train.
         on_group: called with the number of workers and the last reported update when a group begins.
+        alone: see LeanTorchTrainer.
 
     Raises:
         TrainingFailed: the workers gave up, or machines that were lost did not come back in time.
     """
     folder, workers = Path(job.folder), need.workers
-    alone = not os.environ.get("RAY_ADDRESS")
     trainer = make_trainer(job, workers, need.use_gpu, min_workers=need.min_workers, alone=alone)
     watch, look = RoomWatch(need), time.monotonic()
     groups: list[str] = []

@@ -49,6 +49,7 @@ class Captured:
         """Begin anew: tensors that the graphs name have been replaced."""
         self._launched.clear()
         self._held.clear()
+        self._pool = None  # one that has lost its graphs cannot be captured into again
 
 
 class Later:

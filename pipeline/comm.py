@@ -24,7 +24,7 @@ LIMIT = 2.0**15
 """Sums must stay below this magnitude; totals are checked, so partial sums beyond it that cancel pass unseen."""
 _SNAP = 1.5 * 2.0**16  # float64 numbers near it are spaced by exactly GRID
 _STRETCH = 2**16
-"""Numbers that are snapped and added at a time: they stay in a core's cache between the passes."""
+"""Numbers for each thread of a CPU that are snapped and added at a time: they stay in a core's cache between the passes."""
 
 
 def split_rows(num_rows: int, num_blocks: int) -> list[int]:
@@ -183,12 +183,14 @@ class ExactSum:
         Args:
             shapes: of each sum, by name.
             device: of the buffer.
-            single: one block in all adds to each sum, so there is nothing to group: its values stay as they are.
+            single: one block in all adds to each sum, so there is nothing to group: its values, float32, stay as they are.
         """
         self.single = single
         sizes = {name: math.prod(shape) for name, shape in shapes.items()}
         self.buffer = torch.zeros(sum(sizes.values()), dtype=torch.float32 if single else torch.float64, device=device)
-        self._scratch = torch.empty_like(self.buffer[:_STRETCH])
+        on_cpu = self.buffer.device.type == "cpu"
+        self._stretch = _STRETCH * torch.get_num_threads() if on_cpu else max(sizes.values())
+        self._scratch = torch.empty_like(self.buffer[: 0 if single else self._stretch])
         ends = itertools.accumulate(sizes.values())
         self._views = {
             name: self.buffer[end - sizes[name] : end].view(shape) for end, (name, shape) in zip(ends, shapes.items())
@@ -212,7 +214,7 @@ class ExactSum:
                 assert first, f"two blocks add to {name}"
                 self.parts[name] = value
                 continue
-            for total, some in zip(part.flatten().split(_STRETCH), value.flatten().split(_STRETCH)):
+            for total, some in zip(part.flatten().split(self._stretch), value.flatten().split(self._stretch)):
                 if first:
                     snap_to_grid(some, out=total)
                 else:

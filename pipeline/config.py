@@ -170,9 +170,9 @@ class SamplerConfig:
     and cost some speed of the matrix products; the number is part of what defines the run."""
     kernel: Literal["torch", "fused"] = "torch"
     """How the sweeps of training run: torch, the reference; on a CUDA device also as fused Triton kernels in one graph
-    (pipeline/samplers/fused.py). The kernels agree with torch in law, not in bits. With one worker, standard Adam and, if there
-    is a critic, neighbors among hidden means or visible states, all else of an update is fused, too
-    (pipeline/training/fused_update.py)."""
+    (pipeline/samplers/fused.py). The kernels agree with torch in law, not in bits. With one worker, standard Adam, up to 8192
+    chains and data rows and, if there is a critic, neighbors among hidden means or visible states (above 1024 rows by torch's
+    search), all else of an update is fused, too (pipeline/training/fused_update.py)."""
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
     """Of the products in those sweeps: float32, or operands of bfloat16 with sums of float32, faster on processors that have
     it and, with kernel = "fused", on GPUs. `auto`: bfloat16 where it is native and no layer is small. Rounded weights are

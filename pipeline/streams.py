@@ -73,7 +73,7 @@ def uniform_(x: Tensor, random: Random) -> Tensor:
 
 
 def normal_(x: Tensor, random: Random) -> Tensor:
-    """Fill `x` [rows, ...] with standard normal numbers."""
+    """Fill `x` [rows, ..., size] with standard normal numbers."""
     if _is_coarse(random):
         quantiles = _normal_quantiles(x.dtype, x.device)
         which = _halves(x, random)[..., : x.shape[-1]].flatten().to(torch.int32)

@@ -2,7 +2,6 @@
 
 from torch import Tensor
 
-from pipeline.config import RBMConfig
 from pipeline.models.rbm import RBM
 from pipeline.optimizers import Adam, set_learning_rate
 
@@ -29,7 +28,6 @@ class Ascent:
 def settle(rbm: RBM, sums: dict[str, Tensor]) -> None:
     """Clamp the scales; where hidden units are centered, move their offsets towards the data's mean states in `sums`."""
     config = rbm.config
-    assert isinstance(config, RBMConfig)
     if config.fixed_std is None:
         rbm.visible.clamp_(config.min_std)
     rbm.hidden.clamp_(config.min_std)

@@ -151,5 +151,4 @@ class AutoencoderObjective:
             part, _, name = full_name.partition(".")
             parts[part][name] = value.clone()
         self.model.load_state_dict(parts["model"])
-        self.optimizer.state.clear()
         load_optimizer_state(self.optimizer, self.model, parts["optimizer"])

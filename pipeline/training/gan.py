@@ -279,7 +279,6 @@ class GanObjective:
             )
         self.model.load_state_dict(_within(state, "model."))  # in place: the replicas share this memory
         for part, trained in self._parts():
-            trained.optimizer.state.clear()
             load_optimizer_state(trained.optimizer, trained.network, _within(state, f"optimizer.{part}."))
 
     def _parts(self) -> tuple[tuple[str, _Trained], ...]:

@@ -49,7 +49,7 @@ class GradientSums:
         self.generators, self.recall = generators, recall
         shapes = {name: p.shape for name, p in rbm.named_parameters()}
         centers = {"hidden_mean": (rbm.config.num_hidden,)} if rbm.config.center_hidden else {}
-        self.no_score = torch.zeros((), dtype=torch.float64, device=comm.device)
+        self._no_score = torch.zeros((), dtype=torch.float64, device=comm.device)
         self.sums = ExactSum({**shapes, **centers}, comm.device, single=len(block_chains) == 1)
 
     def take(
@@ -73,7 +73,7 @@ class GradientSums:
         """
         couplings = couplings or self.rbm.couplings()
         blocks = [self._block(i, *rows, couplings, gamma) for i, rows in enumerate(zip(data, visible))]
-        mean_score = self.no_score
+        mean_score = self._no_score
         if with_critic:
             assert self.recall is not None
             scores = self.recall.score([block.particles.features for block in blocks], self.block_chains, own=True)

@@ -149,12 +149,12 @@ def test_a_run_goes_on_from_any_state_loaded_into_it() -> None:
     config = fused_config()
     straight, back = objective(config), objective(config)
     start = back.state()
+    for step in range(14):
+        back.step(step, measure=False)
     states = {}
     for step in range(16):
         states[step] = straight.state()
         straight.step(step, measure=False)
-    for step in range(14):
-        back.step(step, measure=False)
     for first, state in ((9, states[9]), (0, start)):
         back.load_state(state)
         for step in range(first, 16):

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,29 @@ def test_rows_wait_for_a_run_that_starts_late_and_none_is_lost(tmp_path, trackin
     assert steps == [int(row["step"]) for row in outcome.history if "frechet_latent" in row]
     assert client.get_run(tracker.run_id).info.status == "FINISHED"
     assert (tmp_path / "run" / "mlflow_run_id").read_text() == tracker.run_id
+
+
+def test_a_run_begins_with_the_first_report_of_updates(tmp_path, monkeypatch):
+    """Not with the untrained model's row, nor with that of a group; after such a row alone it is still a new run."""
+    _, config, data_hash = tiny_job(tmp_path)
+    begun: list[bool] = []
+
+    def start(*_, must_answer: bool):
+        begun.append(must_answer)
+        raise TrackingError("enough")
+
+    monkeypatch.setattr(tracked, "start_tracker", start)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 0, "kl_reverse": 1.0}\n')
+    tracker = tracked.StartingTracker(tmp_path / "run", config, "synthetic-faces", data_hash)
+    tracker.log(0, {"kl_reverse": 1.0})
+    tracker.log(1, {"workers": 2.0})
+    assert begun == []
+    with pytest.raises(TrackingError):
+        for step in range(1, 10_000):
+            tracker.log(step, {"updates_per_second": 1.0})
+            time.sleep(0.01)
+    assert begun == [True]
 
 
 def test_a_run_that_cannot_be_started_stops_training_with_its_reason(tmp_path, dead_server, monkeypatch, capsys):

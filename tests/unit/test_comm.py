@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline import comm
 from pipeline.comm import GRID, LIMIT, Comm, ExactSum, snap_to_grid, split_rows
 
 
@@ -123,6 +124,23 @@ def test_sums_up_to_the_limit_stay_exact() -> None:
 
 
 SHAPES: dict[str, torch.Size | tuple[int, ...]] = {"weights": (5, 3), "bias": (7,), "count": ()}
+
+
+def test_sums_in_stretches_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of values that do not lie in one piece."""
+    parts = [{"weights": torch.rand(3, 5, generator=seeded(i)).T, "bias": torch.rand(7)} for i in range(3)]
+    whole = ExactSum(SHAPES)
+    monkeypatch.setattr(comm, "_STRETCH", 4)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    stretched = ExactSum(SHAPES)
+    for part in parts:
+        whole.add_(part)
+        stretched.add_(part)
+    found = stretched.reduce(Comm())
+    for name, value in whole.reduce(Comm()).items():
+        assert torch.equal(found[name], value)
+    expected = sum(snap_to_grid(part["weights"]) for part in parts)
+    assert torch.equal(found["weights"], expected)
 
 
 def test_named_sums_share_one_buffer() -> None:

@@ -34,12 +34,15 @@ def generators() -> list[torch.Generator]:
     ],
     ids=["uniform", "normal", "exponential", "poisson", "gamma"],
 )
-@pytest.mark.parametrize(("width", "coarse"), [(7, False), (7, True), (700, False)])
-def test_every_block_draws_from_its_own_generator(draw, width: int, coarse: bool) -> None:
-    x = torch.rand(sum(ROWS), width, generator=torch.Generator().manual_seed(0)) * 5
-    merged = draw(x, RowStreams(generators(), ROWS, coarse))
-    streams = [RowStreams([g], [rows], coarse) if coarse else g for g, rows in zip(generators(), ROWS)]
-    alone = torch.cat([draw(part, own) for part, own in zip(x.split(list(ROWS)), streams)])
+@pytest.mark.parametrize(
+    ("width", "coarse", "rows"), [(7, False, ROWS), (7, True, ROWS), (700, False, ROWS), (701, False, (25, 25, 24))]
+)
+def test_every_block_draws_from_its_own_generator(draw, width: int, coarse: bool, rows: Sequence[int]) -> None:
+    x = torch.rand(sum(rows), width, generator=torch.Generator().manual_seed(0)) * 5
+    every = generators()[: len(rows)]
+    merged = draw(x, RowStreams(every, rows, coarse))
+    streams = [RowStreams([g], [n], coarse) if coarse else g for g, n in zip(generators(), rows)]
+    alone = torch.cat([draw(part, own) for part, own in zip(x.split(list(rows)), streams)])
     assert torch.equal(merged, alone)
 
 
