@@ -137,6 +137,8 @@ def main() -> int:
         return 2
     searches = {None, "torch", *(["faiss"] if _faiss_works(device) else [])}
     cases = [case for case in all_cases() if case.workers <= count and case.search in searches]
+    if args.trial:
+        print("on processes of the CPU, one sweep an update; of GPUs nothing is measured")
     found = measure(cases, device, args.rounds, args.seconds)
     for name, row in found.items():
         low, high = row["range"]

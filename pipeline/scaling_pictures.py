@@ -101,7 +101,7 @@ def speed_bars(
     label: str,
     title: str | None = None,
 ) -> Path:
-    """Write one row of bars per contender in a panel per case, on a logarithmic axis, and return the path.
+    """Write one row of bars per contender in a panel per case, on an axis from 0 (logarithmic over decades); return the path.
 
     Args:
         cases: name of a case -> contender -> (median, smallest, largest), positive.
@@ -127,8 +127,11 @@ def speed_bars(
         ]
         axes.barh(list(found), middle, xerr=spread, color=colors, error_kw={"linewidth": 1})
         axes.invert_yaxis()
-        axes.set_xscale("log")
-        axes.set_xlim(min(middle) / 2, max(middle) * 2.5)
+        if max(middle) > 20 * min(middle):
+            axes.set_xscale("log")
+            axes.set_xlim(min(middle) / 2, max(middle) * 2.5)
+        else:
+            axes.set_xlim(0, 1.15 * max(high for _, _, high in found.values()))
         for row, (value, _, high) in enumerate(found.values()):
             axes.annotate(
                 f"{value:.3g}", (high, row), va="center", fontsize=8, xytext=(4, 0), textcoords="offset points"
