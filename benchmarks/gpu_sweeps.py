@@ -8,7 +8,6 @@ calls by CUDA events, after a warm-up, in interleaved rounds. Without a CUDA dev
 import argparse
 import functools
 import importlib.metadata
-import json
 import statistics
 import sys
 from collections import Counter
@@ -19,6 +18,7 @@ from typing import Any, Literal
 import torch
 
 from benchmarks.loops import Problem, plain_loop
+from benchmarks.machine import revision, write_result
 from pipeline.comm import Comm
 from pipeline.config import (
     CriticConfig,
@@ -123,6 +123,7 @@ def main() -> int:
     rows = torch.randn(5000, 1024, generator=torch.Generator().manual_seed(0)).cuda()
     record: dict[str, Any] = {
         "command": "python -m benchmarks.gpu_sweeps",
+        "revision": revision(),
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
@@ -154,8 +155,7 @@ def main() -> int:
             print(
                 f"{label:44s} {median:9.3f} ms ({min(times):.3f} to {max(times):.3f}), {rate / 1e6:8.1f} M particle-sweeps/s"
             )
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(record, indent=1) + "\n")
+    write_result(args.out, record)
     return 0
 
 

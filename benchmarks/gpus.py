@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import dataclasses
 import functools
-import json
 import statistics
 import sys
 import time
@@ -20,12 +19,14 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from benchmarks.cost_model import Job
+from benchmarks.machine import revision, write_result
 from benchmarks.scaling_cases import HELDOUT_ROWS, TRAIN_ROWS, Mode, config_of
 from benchmarks.workers import Group
 from pipeline.comm import Comm
 from pipeline.critics.faiss_search import MissingFaiss, search_faiss
 from pipeline.training.beam import BeamObjective
 
+Search = Literal["torch", "faiss"]
 WORKERS = (1, 2, 4, 8)
 RESULT = Path("benchmarks/results/gpus.json")
 
@@ -35,7 +36,7 @@ class GpuCase(NamedTuple):
 
     workers: int
     mode: Mode
-    search: Literal["torch", "faiss"] | None
+    search: Search | None
     """Of the critic's neighbors; None: likelihood alone."""
 
     @property
@@ -48,12 +49,9 @@ class GpuCase(NamedTuple):
 
 def all_cases() -> list[GpuCase]:
     """What there is to measure, also where it cannot be measured here."""
-    found = []
-    for search in (None, "torch", "faiss"):
-        for n in WORKERS:
-            modes: tuple[Mode, ...] = ("strong",) if n == 1 else ("strong", "weak")
-            found += [GpuCase(n, mode, search) for mode in modes]  # type: ignore[arg-type]
-    return found
+    searches: tuple[Search | None, ...] = (None, "torch", "faiss")
+    modes: tuple[Mode, ...] = ("strong", "weak")
+    return [GpuCase(n, mode, search) for search in searches for n in WORKERS for mode in modes[: 1 + (n > 1)]]
 
 
 @functools.cache
@@ -147,13 +145,13 @@ def main() -> int:
         return 0
     record = {
         "command": "python -m benchmarks.gpus",
+        "revision": revision(),
         "device": torch.cuda.get_device_name(),
         "devices": count,
         "torch": torch.__version__,
         "cases": found,
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(record, indent=1) + "\n")
+    write_result(args.out, record)
     return 0
 
 

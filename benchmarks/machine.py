@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from pipeline.provenance import environment_tags
+
 
 def describe_machine(*packages: str) -> dict[str, Any]:
     """Kind of processor, cores, and versions; no names of machines or users."""
@@ -28,6 +30,11 @@ def processor() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor()
+
+
+def revision() -> str:
+    """The commit of the source tree, or BEAM_GIT_COMMIT where there is no repository, shortened; "unknown" without both."""
+    return environment_tags().get("mlflow.source.git.commit", "unknown")[:7]
 
 
 def write_result(path: Path, record: dict[str, Any]) -> None:

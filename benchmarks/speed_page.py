@@ -6,6 +6,7 @@ from typing import Any
 
 from benchmarks.gpus import RESULT as RESULT_OF_GPUS
 from benchmarks.gpus import all_cases
+from benchmarks.updates import ROUNDED
 from pipeline.scaling_pictures import speed_bars
 
 RESULTS = Path("benchmarks/results")
@@ -36,8 +37,8 @@ def cpu() -> list[str]:
         f"median of at least {min(case['rounds'] for case in cases.values())} "
         "rounds in turns; bernoulli: 784-200, batch and chains 100; gaussian: 1024-512, 128 chains unless named. The "
         "floor: products and random numbers alone and the bytes of Adam and the batch, at the rates of torch measured in the "
-        "same run. The last column is of another machine, with AMX (`updates_amx.json`): the processor here has no float32 "
-        "products with bfloat16 operands.",
+        "same run. The last column is of a machine with AMX, and earlier code (`updates_amx.json`), where this processor has "
+        "no float32 products with bfloat16 operands.",
         "",
         "| case | ours, updates/s | of the floor | times a plain torch loop | a tuned torch loop | rbms | "
         "scikit-learn | cost of the adversary | "
@@ -53,9 +54,8 @@ def cpu() -> list[str]:
 
         share = f"{100 * found['ours']['share_of_floor']:.0f} %"
         columns = ("torch, plain", "torch, tuned", "rbms", "scikit-learn", "ours, with the adversary", "ours, 4 blocks")
-        there = elsewhere.get(name, {"contenders": {}})["contenders"]
-        rounded = there.get("ours, bfloat16 sweeps")
-        gain = f"{rounded['updates_per_cpu_second'] / there['ours']['updates_per_cpu_second']:.2f}" if rounded else ""
+        rounded = next((c[ROUNDED] for c in (found, elsewhere[name]["contenders"]) if ROUNDED in c), None)
+        gain = f"{1 / rounded['ours_is_times_faster']:.2f}" if rounded else ""
         lines.append(f"| {name} | {ours:.3g} | {share} | {' | '.join(map(times, columns))} | {gain} |")
     return [
         *lines,
@@ -141,8 +141,7 @@ def gpu() -> list[str]:
         "- With 65 536 chains the adversary is nearly all the time: every particle searches all others. That is "
         "where a sharded memory or fewer "
         "rows are needed (scaling.md).",
-        "- These figures are of revision 963d3cb; what has changed since (chains that stay in their buffers, Adam's kernel "
-        "without its wrapper, no copy of many rows) has not been measured on a GPU.",
+        f"- These figures are of revision {record['revision']}; later ones have not been measured on a GPU.",
         "- The same chains as 1, 2 and 4 slabs on one GPU have equal bits where the tile is the same "
         "(`tests/gpu/test_fused.py`).",
         "",

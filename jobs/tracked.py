@@ -111,7 +111,8 @@ class StartingTracker:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Queue one row of metrics of update `step`; see Tracker.log."""
         self._rows.append((step, metrics))
-        if "updates_per_second" in metrics and self._begin().done():
+        is_of_updates = "updates_per_second" in metrics  # not the untrained model's row, nor a new group's
+        if is_of_updates and self._begin().done():
             self._pass_on()
 
     def finish(self, status: str) -> bool:
