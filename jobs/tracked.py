@@ -99,9 +99,14 @@ class StartingTracker:
 
     def _begin(self) -> "Future[Tracker]":
         """What comes of the thread, which the first call starts."""
-        if self._thread.ident is None:
+        if not self.is_begun:
             self._thread.start()
         return self._result
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether there has been a report of updates, or an end."""
+        return self._thread.ident is not None
 
     @property
     def run_id(self) -> str:

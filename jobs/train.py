@@ -42,7 +42,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line; returns the exit status: 0 finished, 130 stopped with a checkpoint, 2 a user's error."""
+    """Command line; returns the exit status: 0 finished, 130 stopped or interrupted, 2 a user's error."""
     args = parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     if args.list:
@@ -64,7 +64,11 @@ def main(argv: list[str] | None = None) -> int:
     if args.show:
         print("\n".join(f"{k} = {v}" for k, v in flatten(config.to_dict()).items()))
         return 0
-    return train(args, config)
+    try:
+        return train(args, config)
+    except KeyboardInterrupt:  # before training, which stops in its own way, or a second one
+        print("interrupted; the same command begins again, or goes on from the last checkpoint", file=sys.stderr)
+        return 130
 
 
 def train(args: argparse.Namespace, config: RunConfig) -> int:
@@ -90,8 +94,9 @@ def train(args: argparse.Namespace, config: RunConfig) -> int:
                 outcome = run_training(
                     job, args.workers, args.local, tracker, args.cache.resolve(), min_workers=args.min_workers
                 )
-            except BaseException:
-                if tracker is not None:
+            except BaseException as error:
+                # of a command that was taken back before its first report MLflow hears nothing
+                if tracker is not None and (tracker.is_begun or isinstance(error, Exception)):
                     tracker.finish("FAILED")
                 raise
             if tracker is not None:

@@ -118,6 +118,19 @@ def test_a_run_begins_with_the_first_report_of_updates(tmp_path, monkeypatch):
     assert begun == [True]
 
 
+def test_an_interrupt_before_training_is_said_in_a_line_and_leaves_no_run(tmp_path, tracking, monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jobs.train_job.run_training", interrupted)
+    write_latents(tmp_path / "latents")
+    where = ["--data", str(tmp_path / "latents"), "--runs", str(tmp_path), "--cache", str(tmp_path / "cache")]
+    assert main(["celeba_beam", *where, "--local", "--name", "run"]) == 130
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 1 and errors.startswith("interrupted; the same command")
+    assert not list((tmp_path / "run").glob("mlflow_run_id*"))
+
+
 def test_a_run_that_cannot_be_started_stops_training_with_its_reason(tmp_path, dead_server, monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", dead_server)
     write_latents(tmp_path / "latents")
