@@ -36,7 +36,7 @@ from pipeline.config import (
     SamplerConfig,
     Schedules,
 )
-from pipeline.precision import can_round_operands
+from pipeline.precision import rounds_natively
 from pipeline.training.beam import BeamObjective
 
 OURS, BLOCKS, ADVERSARY, ROUNDED = "ours", "ours, 4 blocks", "ours, with the adversary", "ours, bfloat16 sweeps"
@@ -78,7 +78,7 @@ def build_cases() -> dict[str, Case]:
     mine: dict[str, Callable[[Problem], Update]] = {OURS: ours, BLOCKS: lambda p: ours(p, 4)}
     adversary: dict[str, Callable[[Problem], Update]] = {ADVERSARY: lambda p: ours(p, 1, 0.1)}
     rounded: dict[str, Callable[[Problem], Update]] = {}
-    if can_round_operands():
+    if rounds_natively():
         rounded = {ROUNDED: lambda p: ours(p, precision="bfloat16")}
     return {
         "bernoulli-k1": (

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from jobs.imports import importing
 from jobs.ray_address import AddressError, address_kind
 
 _QUIET = {
@@ -72,7 +73,8 @@ def ray_session(cache: Path, num_cpus: int, sweep: bool = False) -> Iterator[boo
     if "ray" in sys.modules and os.environ.get("RAY_AUTH_MODE") != "token":
         raise RuntimeError("ray was imported before its token was set: call jobs.ray_session.prepare_environment first")
     prepare_environment(cache)
-    import ray
+    with importing():
+        import ray
 
     if ray.is_initialized():
         yield False

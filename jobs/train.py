@@ -9,6 +9,7 @@ import logging
 import sys
 from pathlib import Path
 
+from jobs.imports import importing
 from jobs.recipes import describe, recipe
 from jobs.storage import add_storage, local_input, local_path, path_or_url, stored
 from pipeline.config import ConfigError, RunConfig, flatten, parse_settings
@@ -73,12 +74,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def train(args: argparse.Namespace, config: RunConfig) -> int:
     """Train `config` as the command line asks; returns the exit status."""
-    from jobs.run_lock import locked, run_folder
-    from jobs.summary import as_table, write_summary
-    from jobs.tracked import StartingTracker
-    from jobs.train_job import TrainingFailed, TrainJob, check_folder, run_training
-    from pipeline.data.shards import read_manifest
-    from pipeline.training.objective import NonFinite
+    with importing():
+        from jobs.run_lock import locked, run_folder
+        from jobs.summary import as_table, write_summary
+        from jobs.tracked import StartingTracker
+        from jobs.train_job import TrainingFailed, TrainJob, check_folder, run_training
+        from pipeline.data.shards import read_manifest
+        from pipeline.training.objective import NonFinite
 
     tracker = None
     try:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.cluster_room import Need, RoomWatch
+from jobs.imports import importing
 from jobs.train_job import TrainingFailed, TrainJob, run_worker
 from pipeline.comm import Comm, lost_a_peer
 from pipeline.training.loop import StopRequest, read_history
@@ -118,10 +119,11 @@ def make_trainer(
     With fewer `min_workers` than `workers` the group is elastic: it goes on with what is left, and with more when they come.
     `alone`: see LeanTorchTrainer.
     """
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    with importing():
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
 
-    from jobs.ray_network import NodeTorchConfig
-    from jobs.ray_trainer import LeanTorchTrainer, begin_coordinator
+        from jobs.ray_network import NodeTorchConfig
+        from jobs.ray_trainer import LeanTorchTrainer, begin_coordinator
 
     folder = Path(job.folder)
     least = workers if min_workers is None else min_workers
@@ -133,7 +135,7 @@ def make_trainer(
     trainer = LeanTorchTrainer(
         _ray_worker,
         train_loop_config=asdict(job),
-        torch_config=NodeTorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_SECONDS),
+        torch_config=NodeTorchConfig("nccl" if use_gpu else "gloo", COLLECTIVE_TIMEOUT_SECONDS),  # type: ignore[arg-type]  # not a TorchConfig
         scaling_config=ScalingConfig(  # type: ignore[call-arg]  # Ray's annotations are those of an older one
             num_workers=(least, workers) if least < workers else workers,  # type: ignore[arg-type]
             elastic_resize_monitor_interval_s=RESIZE_SECONDS,

@@ -174,10 +174,11 @@ class SamplerConfig:
     chains and data rows and, if there is a critic, neighbors among hidden means or visible states (above 1024 rows by torch's
     search), all else of an update is fused, too (pipeline/training/fused_update.py)."""
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
-    """Of the products in those sweeps: float32, or operands of bfloat16 with sums of float32, faster on processors that have
-    it and, with kernel = "fused", on GPUs. `auto`: bfloat16 where it is native and no layer is small. Rounded weights are
-    another model: where energies are large, as with a sigma that is small against the distance of modes, the modes' weights
-    move (docs/results.md). Gradients and evaluation are float32."""
+    """Of those sweeps: float32, or products with operands of bfloat16 and sums of float32, faster on processors that have it
+    and, with kernel = "fused", on GPUs; on a CPU also coarse normal numbers. `auto`: bfloat16 where it is native and no layer
+    has fewer than 64 units; asked for by name it is emulated elsewhere, slowly, and products of such a layer are float32
+    all the same. Rounded weights are another model: where energies are large, as with a sigma that is small against the
+    distance of modes, the modes' weights move (docs/results.md). Gradients and evaluation are float32."""
     initial_chains: Literal["data", "wide"] = "data"
     """Where chains start: at random rows of the data, or wide: Gaussian with the data's mean and sd per unit (Bernoulli
     units: the data's mean)."""

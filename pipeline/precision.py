@@ -8,10 +8,11 @@ import contextlib
 import functools
 import time
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from pipeline.comm import Comm
 
@@ -66,27 +67,47 @@ def computing_in(precision: Precision, device: torch.device | str) -> Iterator[N
 
 
 @functools.cache
-def can_round_operands() -> bool:
-    """Whether `rounding_operands` does anything here: by trying, since torch leaves float32 as it is where it cannot."""
+def rounds_natively() -> bool:
+    """Whether this processor and torch round operands by themselves: by trying, since where they cannot they leave them."""
+    matmul = getattr(torch.backends.mkldnn, "matmul", None)  # from torch 2.9
+    if matmul is None:
+        return False
     x = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
     exact = x @ x
-    with rounding_operands("bfloat16"):
+    with _natively_rounded():
         return not torch.equal(x @ x, exact)
 
 
 @contextlib.contextmanager
 def rounding_operands(precision: Precision) -> Iterator[None]:
-    """With bfloat16, products of float32 tensors on the CPU inside round their operands; sums and results are float32.
+    """With bfloat16, `torch.addmm` of float32 tensors on the CPU inside rounds its factors; sums and results are float32.
 
-    Needs a processor with bfloat16 instructions and a torch that knows the switch (2.9); otherwise nothing changes.
+    Where the processor does not do so by itself the factors are rounded before each product: the same law, and slower than
+    float32.
     """
-    matmul = getattr(torch.backends.mkldnn, "matmul", None)
-    if precision == "float32" or matmul is None:
+    if precision == "float32":
         yield
-        return
+    else:
+        with _natively_rounded() if rounds_natively() else _RoundedFactors():
+            yield
+
+
+@contextlib.contextmanager
+def _natively_rounded() -> Iterator[None]:
+    matmul = getattr(torch.backends.mkldnn, "matmul")  # noqa: B009  # mypy knows no such name
     before = matmul.fp32_precision
     matmul.fp32_precision = "bf16"
     try:
         yield
     finally:
         matmul.fp32_precision = before
+
+
+class _RoundedFactors(TorchFunctionMode):
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if function is torch.addmm:
+            total, *factors = args
+            args = (total, *(x.to(torch.bfloat16).to(x.dtype) for x in factors))
+        return function(*args, **(kwargs or {}))

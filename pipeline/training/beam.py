@@ -5,6 +5,7 @@ memory of the previous step; one weighted sum of energy gradients over all rows;
 this step's features into the next memory. With gamma = 1 there is no memory, and the numbers are plain PCD.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -21,7 +22,7 @@ from pipeline.models.initialize import initialize_rbm
 from pipeline.models.rbm import Couplings
 from pipeline.natural_gradient import natural_step
 from pipeline.optimizers import build_optimizer, load_optimizer_state, optimizer_state
-from pipeline.precision import Precision, can_round_operands, choose_together, rounding_operands
+from pipeline.precision import Precision, choose_together, rounding_operands, rounds_natively
 from pipeline.samplers.driven import DrivenGibbs, GammaProcess, plain_gibbs
 from pipeline.samplers.exchange import ExchangeGibbs, geometric_betas
 from pipeline.samplers.gibbs import ChainState, blocks_stand_alone
@@ -37,6 +38,9 @@ from pipeline.training.terms import GradientSums, Terms
 if TYPE_CHECKING:
     from pipeline.samplers.fused import FusedGibbs
     from pipeline.training.fused_update import FusedUpdate
+
+
+_log = logging.getLogger(__name__)
 
 
 class PhasePosition(NamedTuple):
@@ -58,7 +62,8 @@ class _Unchecked(NamedTuple):
 
 
 _LEAST_UNITS = 64
-"""Of the smaller layer, for sweeps to be faster with bfloat16."""
+"""Of the smaller layer, for products with bfloat16 operands: with fewer they are no faster, and the rounding errors of few
+weights do not average out."""
 
 
 class BeamObjective:
@@ -101,11 +106,12 @@ class BeamObjective:
         self.generators = [stream(config.seed, "chains", b, device=comm.device) for b in self.blocks]
         self.chains = [self._start_block(b, g) for b, g in zip(self.blocks, self.generators)]
         self.precision = self._choose_precision()
-        """Of the products in sweeps."""
+        """Of the sweeps: of their products, unless a layer is small, and on a CPU of normal numbers."""
+        self.products: Precision = "float32" if self._has_small_layer() else self.precision
         # one sweep of all rows where that changes no bit: products of few rows are slower
         own = [self.block_chains[b] for b in self.blocks]
         driven = isinstance(self.sampler, DrivenGibbs) and len(own) > 1
-        with rounding_operands(self.precision):
+        with rounding_operands(self.products):
             self.merged = driven and (comm.device.type != "cpu" or blocks_stand_alone(self.rbm, own))
         self.feature = config.critic.feature if config.critic else "hidden_mean"
         self.recall = self._build_recall()
@@ -249,21 +255,22 @@ class BeamObjective:
                 rows.add_(torch.empty_like(rows).normal_(generator=generator).mul_(noise))
 
     def _choose_precision(self) -> Precision:
-        """What the settings ask for, where all workers have it; collective."""
-        setting = self.sampler_config.precision
-        if setting == "float32":
-            return "float32"
-        on_gpu = self.comm.device.type == "cuda"
-        here = self.sampler_config.kernel == "fused" if on_gpu else can_round_operands()
-        if setting == "auto" and min(self.rbm.weights.shape) < _LEAST_UNITS:
-            return "float32"
-        everywhere = self.comm.gather(torch.tensor([here], device=self.comm.device), [1] * self.comm.world_size)
-        if everywhere.all():
-            return choose_together(setting, self.comm)
+        """What the settings ask for; `auto`: bfloat16 where it is faster on every worker, which is asked collectively."""
+        setting, on_gpu = self.sampler_config.precision, self.comm.device.type == "cuda"
+        native = self.sampler_config.kernel == "fused" if on_gpu else rounds_natively()
         if setting == "bfloat16":
-            need = 'kernel = "fused" on a GPU' if on_gpu else "processors with bfloat16 instructions, and torch 2.9"
-            raise ValueError(f'sampler.precision = "bfloat16" needs {need}; use "auto" or "float32"')
-        return "float32"
+            if on_gpu and not native:
+                raise ValueError('sampler.precision = "bfloat16" on a GPU needs sampler.kernel = "fused"')
+            if not native and not self._has_small_layer() and self.comm.is_first:
+                _log.warning('sampler.precision = "bfloat16" is emulated on this processor, slower than float32')
+            return "bfloat16"
+        if setting == "float32" or self._has_small_layer():
+            return "float32"
+        everywhere = self.comm.gather(torch.tensor([native], device=self.comm.device), [1] * self.comm.world_size)
+        return choose_together(setting, self.comm) if everywhere.all() else "float32"
+
+    def _has_small_layer(self) -> bool:
+        return min(self.rbm.weights.shape) < _LEAST_UNITS
 
     def _fuse(self, rows: list[int]) -> None:
         """Make the fused kernels of this worker's particles, `rows` of each block."""
@@ -278,7 +285,7 @@ class BeamObjective:
         if sum(rows) == 0:
             return
         first = sum(self.block_chains[: self.blocks[0]])
-        precision = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+        precision = torch.bfloat16 if self.products == "bfloat16" else torch.float32
         seed = stream_seed(self.config.seed, "fused sweeps")
         graph = self.comm.device.type == "cuda"
         of_run = (self.rbm, self.sampler, sum(rows), first, seed, precision, self.sampler_config.statistics_sweeps)
@@ -300,7 +307,7 @@ class BeamObjective:
             rows = [len(chains.beta) for chains in self.chains]
             # copies: the buffer is the next step's
             return [part.clone() for part in self.fused.sweep(step).split(rows)]
-        with rounding_operands(self.precision):
+        with rounding_operands(self.products):
             every = range(len(self.blocks))
             if self.merged:
                 return self._sweep_rows(every, couplings)

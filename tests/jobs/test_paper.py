@@ -337,10 +337,9 @@ def test_the_page_and_the_text_show_verdicts_tables_and_missing_pictures(tmp_pat
     assert "| another | above 1 | 0 | NO |" in markdown and "| a\\|b | 1 |" in markdown and "**holds**" in markdown
 
 
-def test_every_experiment_names_recipes_that_exist_and_units_that_differ(monkeypatch) -> None:
+def test_every_experiment_names_recipes_that_exist_and_units_that_differ() -> None:
     from data_prep.mnist import write_digits
 
-    monkeypatch.setattr("jobs.paper.precision.can_round_operands", lambda: True)  # whatever this processor has
     folder = Path("cache") / "test" / "paper-digits"
     write_digits(folder)
     for quick in (True, False):

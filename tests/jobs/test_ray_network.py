@@ -1,6 +1,8 @@
-"""The interface that gloo is told to use."""
+"""How workers find each other: the interface that gloo is told to use, and what Train's controller need not import."""
 
 import os
+import subprocess
+import sys
 
 import psutil
 import pytest
@@ -21,3 +23,10 @@ def test_the_interface_of_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "ib0")  # a user's choice
     _choose_interface(LOOPBACK)
     assert os.environ[VARIABLE] == "ib0"
+
+
+def test_the_controller_of_train_imports_no_torch() -> None:
+    """It unpickles this module's classes, and an import of torch would keep the workers from starting for a second."""
+    script = "import jobs.ray_network, pickle, sys; c = jobs.ray_network.NodeTorchConfig('gloo', 1)"
+    script += "; pickle.loads(pickle.dumps((c, c.backend_cls()))); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True)

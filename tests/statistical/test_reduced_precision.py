@@ -13,7 +13,7 @@ from small import small_rbm
 
 from pipeline.models.rbm import RBM
 from pipeline.models.units import Bernoulli
-from pipeline.precision import can_round_operands, rounding_operands
+from pipeline.precision import rounding_operands
 from pipeline.samplers.driven import plain_gibbs
 from pipeline.samplers.gibbs import ChainState
 from pipeline.streams import RowStreams, stream
@@ -46,15 +46,9 @@ def swept(rbm: RBM, start: torch.Tensor, rows: int, precision: str) -> ChainStat
     return chains._replace(visible=chains.visible[:, :num_visible], hidden=chains.hidden[:, :num_hidden])
 
 
-def needs(precision: str) -> None:
-    if precision == "bfloat16" and not can_round_operands():
-        pytest.skip("this processor or torch has no float32 products with bfloat16 operands")
-
-
 @PAIRINGS
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_law_of_the_sweeps_is_exact(visible: str, precision: str) -> None:
-    needs(precision)
     rbm = small_rbm(visible, "bernoulli", seed=2)
     table = Table.of(rbm)
     start = table.fixed_start(rbm)
@@ -64,7 +58,6 @@ def test_the_law_of_the_sweeps_is_exact(visible: str, precision: str) -> None:
 
 def test_rounding_changes_the_model_and_nothing_else() -> None:
     """Weights that lie between two numbers of bfloat16, and many chains: the law is that of rounded weights."""
-    needs("bfloat16")
     rbm = small_rbm("bernoulli", "bernoulli", seed=2)
     with torch.no_grad():
         rbm.weights.copy_(2.0077 * rbm.weights.sign())
