@@ -7,20 +7,21 @@ do not find each other. Here it is the interface with the node's address in Ray,
 import logging
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import psutil
 from ray.exceptions import GetTimeoutError
 from ray.train._internal.utils import get_address_and_port
 from ray.train.backend import Backend, BackendConfig
+from ray.train.v2._internal.util import TrainingFramework
 
 from jobs.imports import importing
 
 VARIABLE = "GLOO_SOCKET_IFNAME"
 LOOPBACK = "127.0.0.1"
 LEAVE_SECONDS = 30.0
-"""Longest wait for workers to leave their group, as Ray's own."""
+"""Longest wait for workers to leave their group, Ray's default."""
 _log = logging.getLogger(__name__)
 
 
@@ -45,16 +46,26 @@ def _choose_interface(address: str | None) -> None:
         os.environ[VARIABLE] = name
 
 
-def _join_group(config: "NodeTorchConfig", address: str, port: int, one_node: bool) -> None:
-    """Join the group whose first worker is reached at `address`; runs on every worker, with what Ray's own backend calls."""
-    import ray.train
-
+def _prepare() -> str:
+    """Import what joining a group takes, torch too; returns the node's address. Runs on every worker, as the next three."""
     with importing():
-        from ray.train.torch.config import _set_torch_distributed_env_vars, _setup_torch_process_group
+        import ray.train.torch.config  # noqa: F401
+    return _node_address()
+
+
+def _set_variables(address: str, port: int, one_node: bool) -> None:
+    """What torch reads from the environment of a process; the first worker is reached at `address`."""
+    from ray.train.torch.config import _set_torch_distributed_env_vars
 
     _choose_interface(LOOPBACK if one_node else None)
     os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port))
     _set_torch_distributed_env_vars()
+
+
+def _join_group(config: "NodeTorchConfig") -> None:
+    import ray.train
+    from ray.train.torch.config import _setup_torch_process_group
+
     context = ray.train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
     _setup_torch_process_group(config.backend, rank, size, "env://", config.timeout_s)
@@ -72,9 +83,10 @@ class _Backend(Backend):
     share_cuda_visible_devices = True
 
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        nodes = set(worker_group.execute(_node_address))
-        address, port = worker_group.execute_single(0, get_address_and_port)
-        worker_group.execute(_join_group, backend_config, address, port, len(nodes) == 1)
+        nodes = set(worker_group.execute(_prepare))
+        address, port = worker_group.execute_single(0, get_address_and_port)  # last, or others may take the port
+        worker_group.execute(_set_variables, address, port, len(nodes) == 1)
+        worker_group.execute(_join_group, backend_config)  # all can: who fails before leaves nobody waiting
 
     def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
         import ray
@@ -113,3 +125,10 @@ class NodeTorchConfig(BackendConfig):
     @property
     def train_func_context(self) -> type[_OwnDevice]:
         return _OwnDevice
+
+    @property
+    def framework(self) -> TrainingFramework:
+        return TrainingFramework.TORCH
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)

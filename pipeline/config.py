@@ -175,10 +175,10 @@ class SamplerConfig:
     search), all else of an update is fused, too (pipeline/training/fused_update.py)."""
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
     """Of those sweeps: float32, or products with operands of bfloat16 and sums of float32, faster on processors that have it
-    and, with kernel = "fused", on GPUs; on a CPU also coarse normal numbers. `auto`: bfloat16 where it is native and no layer
-    has fewer than 64 units; asked for by name it is emulated elsewhere, slowly, and products of such a layer are float32
-    all the same. Rounded weights are another model: where energies are large, as with a sigma that is small against the
-    distance of modes, the modes' weights move (docs/results.md). Gradients and evaluation are float32."""
+    and, with kernel = "fused", on GPUs; on a CPU also coarse normal numbers. `auto`: bfloat16 where it is native on all
+    workers and no layer has fewer than 64 units. Asked for by name it is emulated on other CPUs, slowly, and products of such
+    a layer are float32 all the same. Rounded weights are another model: where energies are large, as with a sigma that is
+    small against the distance of modes, the modes' weights may move (docs/results.md). Gradients and evaluation are float32."""
     initial_chains: Literal["data", "wide"] = "data"
     """Where chains start: at random rows of the data, or wide: Gaussian with the data's mean and sd per unit (Bernoulli
     units: the data's mean)."""
@@ -192,6 +192,12 @@ class SamplerConfig:
         _require(self.num_temperatures >= 1, "sampler.num_temperatures", self.num_temperatures, "at least 1")
         _require(0 < self.lowest_beta < 1, "sampler.lowest_beta", self.lowest_beta, "in (0, 1)")
         if self.num_temperatures > 1:
+            _require(
+                self.precision != "bfloat16",
+                "sampler.precision",
+                self.precision,
+                "auto or float32 with replica exchange (num_temperatures > 1), which compares exact energies",
+            )
             _require(
                 self.beta_std == 0, "sampler.beta_std", self.beta_std, "0 with replica exchange (num_temperatures > 1)"
             )

@@ -1,4 +1,4 @@
-"""What products are computed in: float32, or operands of bfloat16 with sums of float32, where a processor is faster at it.
+"""What products are computed in: float32, or operands of bfloat16 with sums of float32, by the processor or emulated.
 
 bfloat16 is float32 with 8 significant bits instead of 24. It is an approximation that a setting asks for, never the default of
 a sampler: what it changes is the model that is sampled (by rounded weights), not the law of the draws.
@@ -11,13 +11,15 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pipeline.comm import Comm
 
 Precision = Literal["float32", "bfloat16"]
 PrecisionSetting = Literal["auto", "float32", "bfloat16"]
+Products = Literal["float32", "bfloat16", "emulated"]
+"""How a sweep's products are computed; `emulated`: bfloat16 where the processor does not have it."""
 
 
 def choose_precision(setting: PrecisionSetting, device: torch.device | str) -> Precision:
@@ -79,16 +81,16 @@ def rounds_natively() -> bool:
 
 
 @contextlib.contextmanager
-def rounding_operands(precision: Precision) -> Iterator[None]:
-    """With bfloat16, `torch.addmm` of float32 tensors on the CPU inside rounds its factors; sums and results are float32.
+def rounding_operands(products: Products) -> Iterator[None]:
+    """Unless float32, the factors of `torch.addmm` inside are rounded, of float32 tensors on the CPU; sums stay float32.
 
-    Where the processor does not do so by itself the factors are rounded before each product: the same law, and slower than
-    float32.
+    `bfloat16` leaves it to the processor (see `rounds_natively`), which rounds those of every other product, too. `emulated`
+    rounds before each `torch.addmm`, whose arguments have to be positional: the same law by other sums, slower than float32.
     """
-    if precision == "float32":
+    if products == "float32":
         yield
     else:
-        with _natively_rounded() if rounds_natively() else _RoundedFactors():
+        with _natively_rounded() if products == "bfloat16" else _RoundedFactors():
             yield
 
 
@@ -109,5 +111,9 @@ class _RoundedFactors(TorchFunctionMode):
     ) -> Any:
         if function is torch.addmm:
             total, *factors = args
-            args = (total, *(x.to(torch.bfloat16).to(x.dtype) for x in factors))
+            args = (total, *(_rounded(x) for x in factors))
         return function(*args, **(kwargs or {}))
+
+
+def _rounded(x: Tensor) -> Tensor:
+    return x.to(torch.bfloat16).to(x.dtype) if x.dtype == torch.float32 and x.device.type == "cpu" else x

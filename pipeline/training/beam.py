@@ -22,7 +22,7 @@ from pipeline.models.initialize import initialize_rbm
 from pipeline.models.rbm import Couplings
 from pipeline.natural_gradient import natural_step
 from pipeline.optimizers import build_optimizer, load_optimizer_state, optimizer_state
-from pipeline.precision import Precision, choose_together, rounding_operands, rounds_natively
+from pipeline.precision import Precision, Products, choose_together, rounding_operands, rounds_natively
 from pipeline.samplers.driven import DrivenGibbs, GammaProcess, plain_gibbs
 from pipeline.samplers.exchange import ExchangeGibbs, geometric_betas
 from pipeline.samplers.gibbs import ChainState, blocks_stand_alone
@@ -62,8 +62,8 @@ class _Unchecked(NamedTuple):
 
 
 _LEAST_UNITS = 64
-"""Of the smaller layer, for products with bfloat16 operands: with fewer they are no faster, and the rounding errors of few
-weights do not average out."""
+"""Of the smaller layer, for products with bfloat16 operands: the rounding errors of fewer weights do not average out, and on a
+CPU nothing would be faster."""
 
 
 class BeamObjective:
@@ -105,9 +105,8 @@ class BeamObjective:
         self.blocks = comm.my_blocks(s.num_blocks)
         self.generators = [stream(config.seed, "chains", b, device=comm.device) for b in self.blocks]
         self.chains = [self._start_block(b, g) for b, g in zip(self.blocks, self.generators)]
-        self.precision = self._choose_precision()
-        """Of the sweeps: of their products, unless a layer is small, and on a CPU of normal numbers."""
-        self.products: Precision = "float32" if self._has_small_layer() else self.precision
+        self.precision, self.products = self._choose_precision()
+        """Of the sweeps' normal numbers on a CPU, and of their products."""
         # one sweep of all rows where that changes no bit: products of few rows are slower
         own = [self.block_chains[b] for b in self.blocks]
         driven = isinstance(self.sampler, DrivenGibbs) and len(own) > 1
@@ -254,23 +253,33 @@ class BeamObjective:
             for rows, generator in zip(data, self.generators):
                 rows.add_(torch.empty_like(rows).normal_(generator=generator).mul_(noise))
 
-    def _choose_precision(self) -> Precision:
-        """What the settings ask for; `auto`: bfloat16 where it is faster on every worker, which is asked collectively."""
+    def _choose_precision(self) -> tuple[Precision, Products]:
+        """Precision and products of the sweeps; asks what all workers' processors have, so collective."""
         setting, on_gpu = self.sampler_config.precision, self.comm.device.type == "cuda"
+        if setting == "float32":
+            return "float32", "float32"
         native = self.sampler_config.kernel == "fused" if on_gpu else rounds_natively()
-        if setting == "bfloat16":
-            if on_gpu and not native:
-                raise ValueError('sampler.precision = "bfloat16" on a GPU needs sampler.kernel = "fused"')
-            if not native and not self._has_small_layer() and self.comm.is_first:
-                _log.warning('sampler.precision = "bfloat16" is emulated on this processor, slower than float32')
-            return "bfloat16"
-        if setting == "float32" or self._has_small_layer():
-            return "float32"
+        if setting == "bfloat16" and on_gpu and not native:
+            raise ValueError('sampler.precision = "bfloat16" on a GPU needs sampler.kernel = "fused"')
         everywhere = self.comm.gather(torch.tensor([native], device=self.comm.device), [1] * self.comm.world_size)
-        return choose_together(setting, self.comm) if everywhere.all() else "float32"
+        native = bool(everywhere.all())
+        small = min(self.rbm.weights.shape) < _LEAST_UNITS
+        if setting == "auto":
+            # replicas are exchanged by exact energies, which are not those that rounded weights sample
+            if small or not native or isinstance(self.sampler, ExchangeGibbs):
+                return "float32", "float32"
+            chosen = choose_together(setting, self.comm)
+            return chosen, chosen
+        if small:
+            self._say(f"products of a layer of fewer than {_LEAST_UNITS} units stay float32")
+            return "bfloat16", "float32"
+        if not native:
+            self._say("emulated on all workers, slower than float32, as not all processors have such products")
+        return "bfloat16", "bfloat16" if native else "emulated"
 
-    def _has_small_layer(self) -> bool:
-        return min(self.rbm.weights.shape) < _LEAST_UNITS
+    def _say(self, text: str) -> None:
+        if self.comm.is_first:
+            _log.warning('sampler.precision = "bfloat16": %s', text)
 
     def _fuse(self, rows: list[int]) -> None:
         """Make the fused kernels of this worker's particles, `rows` of each block."""

@@ -34,8 +34,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 @pytest.fixture(autouse=True)
 def _on_any_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.training.beam._LEAST_UNITS", 1)  # products of so few are not rounded
-    """The interpreter stands for a device."""
+    """The interpreter stands for a device, and products of few units are rounded."""
+    monkeypatch.setattr("pipeline.training.beam._LEAST_UNITS", 1)
     if DEVICE == "cpu":
         monkeypatch.setattr(fused, "can_fuse", lambda *_: True)
 

@@ -6,21 +6,22 @@ import pytest
 import torch
 from test_beam_invariance import rows_for, tiny
 
-from pipeline import precision
 from pipeline.comm import Comm
-from pipeline.config import RBMConfig, RunConfig
-from pipeline.precision import Precision, rounding_operands, rounds_natively
+from pipeline.config import ConfigError, RBMConfig, RunConfig
+from pipeline.precision import Products, rounding_operands, rounds_natively
 from pipeline.training import beam
 from pipeline.training.beam import BeamObjective
 
-
-@pytest.fixture(params=["native", "emulated"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """How operands are rounded: by the processor, or before each product."""
-    if request.param == "emulated":
-        monkeypatch.setattr(precision, "rounds_natively", lambda: False)
-    elif not rounds_natively():
-        pytest.skip("this processor or torch has no float32 products with bfloat16 operands")
+WAYS = pytest.mark.parametrize(
+    "products",
+    [
+        pytest.param(
+            "bfloat16",
+            marks=pytest.mark.skipif(not rounds_natively(), reason="this processor or torch does not round factors"),
+        ),
+        "emulated",
+    ],
+)
 
 
 def lost(size: int = 64) -> float:
@@ -29,28 +30,30 @@ def lost(size: int = 64) -> float:
     return float((torch.addmm(torch.zeros(size), x, x).double() - x.double() @ x.double()).abs().max())
 
 
-@pytest.mark.usefixtures("way")
-def test_operands_are_rounded_and_sums_are_float32() -> None:
+@WAYS
+def test_operands_are_rounded_and_sums_are_float32(products: Products) -> None:
     g = torch.Generator().manual_seed(0)
     x, weights, bias = (
         torch.randn(64, 300, generator=g),
         torch.randn(300, 200, generator=g),
         torch.randn(200, generator=g),
     )
-    with rounding_operands("bfloat16"):
+    exact = torch.addmm(bias.double(), x.double(), weights.double())
+    with rounding_operands(products):
         drawn = torch.addmm(bias, x, weights)
-    exact = bias.double() + x.bfloat16().double() @ weights.bfloat16().double()
-    assert (drawn - exact).abs().max() < 3e-5, "rounding of the operands is all that is lost"
+        assert torch.equal(torch.addmm(bias.double(), x.double(), weights.double()), exact)
+    rounded = bias.double() + x.bfloat16().double() @ weights.bfloat16().double()
+    assert (drawn - rounded).abs().max() < 3e-5, "rounding of the operands is all that is lost"
     assert (drawn - torch.addmm(bias, x, weights)).abs().max() > 1e-2
 
 
-@pytest.mark.usefixtures("way")
-@pytest.mark.parametrize("setting", ["float32", "bfloat16"])
-def test_rounding_ends_where_it_should(setting: Precision) -> None:
-    with pytest.raises(KeyError), rounding_operands(setting):
-        assert (lost() > 1e-3) == (setting == "bfloat16")
+@WAYS
+def test_rounding_ends_where_it_should(products: Products) -> None:
+    with pytest.raises(KeyError), rounding_operands(products):
+        assert lost() > 1e-3
         raise KeyError
-    assert lost() < 1e-4
+    with rounding_operands("float32"):
+        assert lost() < 1e-4
 
 
 def wants(setting: str, num_hidden: int = 64) -> RunConfig:
@@ -64,31 +67,58 @@ def built(config: RunConfig) -> BeamObjective:
     return BeamObjective(config, rows[20:], rows[:20], Comm())
 
 
-def test_auto_goes_without_where_it_is_not_native_and_a_setting_does_not(monkeypatch, caplog) -> None:
-    for module in (beam, precision):
-        monkeypatch.setattr(module, "rounds_natively", lambda: False)
-    assert built(wants("auto")).precision == "float32" and not caplog.records
-    assert built(wants("bfloat16")).precision == "bfloat16"
-    assert "emulated on this processor" in caplog.text
+def of(objective: BeamObjective) -> tuple[str, str]:
+    return objective.precision, objective.products
 
 
-def test_products_of_small_layers_are_never_rounded() -> None:
-    """Nothing would be faster, and the modes' weights would move (docs/results.md); normal numbers are coarse there, too."""
-    objective = built(wants("bfloat16", num_hidden=63))
-    assert (objective.precision, objective.products) == ("bfloat16", "float32")
-    assert built(wants("bfloat16")).products == "bfloat16"
+def test_where_it_is_not_native_auto_goes_without_and_a_name_is_emulated(monkeypatch, caplog) -> None:
+    monkeypatch.setattr(beam, "rounds_natively", lambda: False)
+    assert of(built(wants("auto"))) == ("float32", "float32") and not caplog.records
+    assert of(built(wants("bfloat16"))) == ("bfloat16", "emulated")
+    assert "emulated on all workers" in caplog.text
+
+
+def test_one_worker_without_it_decides_for_all(monkeypatch) -> None:
+    """Else bits would depend on who owns which block."""
+    monkeypatch.setattr(beam, "rounds_natively", lambda: True)
+    monkeypatch.setattr(Comm, "gather", lambda _self, x, _rows: torch.cat([x, torch.zeros_like(x)]))
+    assert of(built(wants("auto"))) == ("float32", "float32")
+    assert of(built(wants("bfloat16"))) == ("bfloat16", "emulated")
+
+
+def test_a_gpu_has_it_in_fused_kernels_alone() -> None:
+    objective = built(wants("bfloat16"))
+    objective.comm = Comm(device="cuda")
+    with pytest.raises(ValueError, match=r'"bfloat16" on a GPU needs sampler.kernel = "fused"'):
+        objective._choose_precision()
+
+
+def test_replica_exchange_compares_exact_energies() -> None:
+    exchange = {"num_temperatures": 3, "beta_std": 0.0}
+    config = wants("auto")
+    config = dataclasses.replace(config, sampler=dataclasses.replace(config.sampler, **exchange))
+    assert of(built(config)) == ("float32", "float32")
+    with pytest.raises(ConfigError, match=r"sampler\.precision.*replica exchange"):
+        dataclasses.replace(wants("bfloat16").sampler, **exchange)  # type: ignore[type-var]
+
+
+def test_products_of_small_layers_are_never_rounded(caplog) -> None:
+    """The modes' weights would move (docs/results.md); normal numbers are coarse there, too."""
+    assert of(built(wants("bfloat16", num_hidden=63))) == ("bfloat16", "float32")
+    assert "fewer than 64 units stay float32" in caplog.text
 
 
 def test_auto_is_what_the_processor_has() -> None:
-    assert built(wants("auto")).precision == ("bfloat16" if rounds_natively() else "float32")
-    assert built(wants("float32")).precision == "float32"
-    assert built(wants("auto", num_hidden=63)).precision == "float32", "nothing is gained there"
+    assert of(built(wants("auto"))) == (("bfloat16",) * 2 if rounds_natively() else ("float32",) * 2)
+    assert of(built(wants("float32"))) == ("float32", "float32")
+    assert of(built(wants("auto", num_hidden=63))) == ("float32", "float32"), "nothing is gained there"
 
 
-@pytest.mark.usefixtures("way")
-def test_gradients_and_evaluation_are_float32(monkeypatch) -> None:
+@WAYS
+def test_gradients_and_evaluation_are_float32(products: Products, monkeypatch) -> None:
     """Only sweeps run with rounded operands."""
     objective = built(wants("bfloat16"))
+    objective.products = products
     inside: set[tuple[str, bool]] = set()
 
     def watch(name: str, owner: object) -> None:
