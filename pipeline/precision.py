@@ -6,6 +6,7 @@ a sampler: what it changes is the model that is sampled (by rounded weights), no
 
 import contextlib
 import functools
+import logging
 import time
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -20,6 +21,10 @@ Precision = Literal["float32", "bfloat16"]
 PrecisionSetting = Literal["auto", "float32", "bfloat16"]
 Products = Literal["float32", "bfloat16", "emulated"]
 """How a sweep's products are computed; `emulated`: bfloat16 where the processor does not have it."""
+_LEAST_UNITS = 64
+"""Of the smaller layer, for sweeps with rounded operands: the rounding errors of fewer weights do not average out, and on a CPU
+nothing would be faster."""
+_log = logging.getLogger(__name__)
 
 
 def choose_precision(setting: PrecisionSetting, device: torch.device | str) -> Precision:
@@ -32,6 +37,40 @@ def choose_precision(setting: PrecisionSetting, device: torch.device | str) -> P
     else:
         native = kind == "cpu" and _cpu_has_bfloat16()
     return "bfloat16" if native else "float32"
+
+
+def choose_for_sweeps(
+    setting: PrecisionSetting, fewest_units: int, fused: bool, exchanges: bool, comm: Comm
+) -> tuple[Precision, Products]:
+    """Precision of a sweep's normal numbers on a CPU, and of its products; asks what all workers have, so collective.
+
+    Args:
+        setting: sampler.precision.
+        fewest_units: of the smaller layer.
+        fused: whether the sweeps are fused kernels; on a GPU others have no bfloat16.
+        exchanges: whether replicas are exchanged, by exact energies, which are not those that rounded weights sample.
+        comm: the workers.
+
+    Raises:
+        ValueError: bfloat16 by name on a GPU without fused kernels.
+    """
+    if setting == "float32":
+        return "float32", "float32"
+    on_gpu, is_small = comm.device.type == "cuda", fewest_units < _LEAST_UNITS
+    native = fused if on_gpu else rounds_natively()
+    if setting == "bfloat16" and on_gpu and not native:
+        raise ValueError('sampler.precision = "bfloat16" on a GPU needs sampler.kernel = "fused"')
+    everywhere = bool(comm.gather(torch.tensor([native], device=comm.device), [1] * comm.world_size).all())
+    if setting == "auto":
+        chosen = choose_together(setting, comm) if everywhere and not is_small and not exchanges else "float32"
+        return chosen, chosen
+    if not is_small and everywhere:
+        return "bfloat16", "bfloat16"
+    if comm.is_first:
+        small = f"products of a layer of fewer than {_LEAST_UNITS} units stay float32"
+        slow = "emulated, slower than float32, as not all processors have such products"
+        _log.warning('sampler.precision = "bfloat16": %s', small if is_small else slow)
+    return "bfloat16", "float32" if is_small else "emulated"
 
 
 def choose_together(setting: PrecisionSetting, comm: Comm) -> Precision:

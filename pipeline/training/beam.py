@@ -5,7 +5,6 @@ memory of the previous step; one weighted sum of energy gradients over all rows;
 this step's features into the next memory. With gamma = 1 there is no memory, and the numbers are plain PCD.
 """
 
-import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,7 +21,7 @@ from pipeline.models.initialize import initialize_rbm
 from pipeline.models.rbm import Couplings
 from pipeline.natural_gradient import natural_step
 from pipeline.optimizers import build_optimizer, load_optimizer_state, optimizer_state
-from pipeline.precision import Precision, Products, choose_together, rounding_operands, rounds_natively
+from pipeline.precision import choose_for_sweeps, rounding_operands
 from pipeline.samplers.driven import DrivenGibbs, GammaProcess, plain_gibbs
 from pipeline.samplers.exchange import ExchangeGibbs, geometric_betas
 from pipeline.samplers.gibbs import ChainState, blocks_stand_alone
@@ -38,9 +37,6 @@ from pipeline.training.terms import GradientSums, Terms
 if TYPE_CHECKING:
     from pipeline.samplers.fused import FusedGibbs
     from pipeline.training.fused_update import FusedUpdate
-
-
-_log = logging.getLogger(__name__)
 
 
 class PhasePosition(NamedTuple):
@@ -59,11 +55,6 @@ class _Unchecked(NamedTuple):
     blocks: list[Block]
     found: Later
     """Whether they are within the limit; of a fused update its `largest`."""
-
-
-_LEAST_UNITS = 64
-"""Of the smaller layer, for products with bfloat16 operands: the rounding errors of fewer weights do not average out, and on a
-CPU nothing would be faster."""
 
 
 class BeamObjective:
@@ -105,7 +96,10 @@ class BeamObjective:
         self.blocks = comm.my_blocks(s.num_blocks)
         self.generators = [stream(config.seed, "chains", b, device=comm.device) for b in self.blocks]
         self.chains = [self._start_block(b, g) for b, g in zip(self.blocks, self.generators)]
-        self.precision, self.products = self._choose_precision()
+        exchanges = isinstance(self.sampler, ExchangeGibbs)
+        self.precision, self.products = choose_for_sweeps(
+            s.precision, min(self.rbm.weights.shape), s.kernel == "fused", exchanges, comm
+        )
         """Of the sweeps' normal numbers on a CPU, and of their products."""
         # one sweep of all rows where that changes no bit: products of few rows are slower
         own = [self.block_chains[b] for b in self.blocks]
@@ -252,34 +246,6 @@ class BeamObjective:
         if (noise := noise_std(self.config.schedules.noise, step, self.config.epochs_scale)) > 0:
             for rows, generator in zip(data, self.generators):
                 rows.add_(torch.empty_like(rows).normal_(generator=generator).mul_(noise))
-
-    def _choose_precision(self) -> tuple[Precision, Products]:
-        """Precision and products of the sweeps; asks what all workers' processors have, so collective."""
-        setting, on_gpu = self.sampler_config.precision, self.comm.device.type == "cuda"
-        if setting == "float32":
-            return "float32", "float32"
-        native = self.sampler_config.kernel == "fused" if on_gpu else rounds_natively()
-        if setting == "bfloat16" and on_gpu and not native:
-            raise ValueError('sampler.precision = "bfloat16" on a GPU needs sampler.kernel = "fused"')
-        everywhere = self.comm.gather(torch.tensor([native], device=self.comm.device), [1] * self.comm.world_size)
-        native = bool(everywhere.all())
-        small = min(self.rbm.weights.shape) < _LEAST_UNITS
-        if setting == "auto":
-            # replicas are exchanged by exact energies, which are not those that rounded weights sample
-            if small or not native or isinstance(self.sampler, ExchangeGibbs):
-                return "float32", "float32"
-            chosen = choose_together(setting, self.comm)
-            return chosen, chosen
-        if small:
-            self._say(f"products of a layer of fewer than {_LEAST_UNITS} units stay float32")
-            return "bfloat16", "float32"
-        if not native:
-            self._say("emulated on all workers, slower than float32, as not all processors have such products")
-        return "bfloat16", "bfloat16" if native else "emulated"
-
-    def _say(self, text: str) -> None:
-        if self.comm.is_first:
-            _log.warning('sampler.precision = "bfloat16": %s', text)
 
     def _fuse(self, rows: list[int]) -> None:
         """Make the fused kernels of this worker's particles, `rows` of each block."""

@@ -35,7 +35,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 @pytest.fixture(autouse=True)
 def _on_any_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter stands for a device, and products of few units are rounded."""
-    monkeypatch.setattr("pipeline.training.beam._LEAST_UNITS", 1)
+    monkeypatch.setattr("pipeline.precision._LEAST_UNITS", 1)
     if DEVICE == "cpu":
         monkeypatch.setattr(fused, "can_fuse", lambda *_: True)
 

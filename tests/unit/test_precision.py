@@ -6,10 +6,10 @@ import pytest
 import torch
 from test_beam_invariance import rows_for, tiny
 
+from pipeline import precision
 from pipeline.comm import Comm
 from pipeline.config import ConfigError, RBMConfig, RunConfig
-from pipeline.precision import Products, rounding_operands, rounds_natively
-from pipeline.training import beam
+from pipeline.precision import Products, choose_for_sweeps, rounding_operands, rounds_natively
 from pipeline.training.beam import BeamObjective
 
 WAYS = pytest.mark.parametrize(
@@ -72,28 +72,29 @@ def of(objective: BeamObjective) -> tuple[str, str]:
 
 
 def test_where_it_is_not_native_auto_goes_without_and_a_name_is_emulated(monkeypatch, caplog) -> None:
-    monkeypatch.setattr(beam, "rounds_natively", lambda: False)
+    monkeypatch.setattr(precision, "rounds_natively", lambda: False)
     assert of(built(wants("auto"))) == ("float32", "float32") and not caplog.records
     assert of(built(wants("bfloat16"))) == ("bfloat16", "emulated")
-    assert "emulated on all workers" in caplog.text
+    assert "emulated, slower" in caplog.text
 
 
 def test_one_worker_without_it_decides_for_all(monkeypatch) -> None:
     """Else bits would depend on who owns which block."""
-    monkeypatch.setattr(beam, "rounds_natively", lambda: True)
+    monkeypatch.setattr(precision, "rounds_natively", lambda: True)
     monkeypatch.setattr(Comm, "gather", lambda _self, x, _rows: torch.cat([x, torch.zeros_like(x)]))
     assert of(built(wants("auto"))) == ("float32", "float32")
     assert of(built(wants("bfloat16"))) == ("bfloat16", "emulated")
 
 
 def test_a_gpu_has_it_in_fused_kernels_alone() -> None:
-    objective = built(wants("bfloat16"))
-    objective.comm = Comm(device="cuda")
     with pytest.raises(ValueError, match=r'"bfloat16" on a GPU needs sampler.kernel = "fused"'):
-        objective._choose_precision()
+        choose_for_sweeps("bfloat16", 64, False, False, Comm(device="cuda"))
 
 
-def test_replica_exchange_compares_exact_energies() -> None:
+def test_replica_exchange_compares_exact_energies(monkeypatch) -> None:
+    monkeypatch.setattr(precision, "rounds_natively", lambda: True)
+    monkeypatch.setattr(precision, "choose_together", lambda *_: "bfloat16")
+    assert of(built(wants("auto"))) == ("bfloat16", "bfloat16")
     exchange = {"num_temperatures": 3, "beta_std": 0.0}
     config = wants("auto")
     config = dataclasses.replace(config, sampler=dataclasses.replace(config.sampler, **exchange))
