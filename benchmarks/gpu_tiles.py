@@ -15,9 +15,9 @@ import torch
 
 from benchmarks.gpu_sweeps import milliseconds
 from pipeline.config import RBMConfig
+from pipeline.fused.sweeps import FusedGibbs, Tile
 from pipeline.models.rbm import RBM
 from pipeline.samplers.driven import DrivenGibbs, GammaProcess
-from pipeline.samplers.fused import FusedGibbs, Tile
 from pipeline.samplers.gibbs import ChainState
 
 FEW = {

@@ -33,8 +33,8 @@ from jobs.recipes import recipe
 from pipeline.comm import Comm
 from pipeline.config import AutoencoderConfig
 from pipeline.data.shards import Manifest, SplitEntry, iterate_split, write_shard
+from pipeline.device.precision import choose_precision, computing_in
 from pipeline.models.autoencoder import Autoencoder, encode_pixels, from_pixels
-from pipeline.precision import choose_precision, computing_in
 from pipeline.streams import stream
 from pipeline.training.autoencoder import AutoencoderObjective
 

@@ -36,7 +36,7 @@ from pipeline.config import (
     SamplerConfig,
     Schedules,
 )
-from pipeline.precision import rounds_natively
+from pipeline.device.precision import rounds_natively
 from pipeline.training.beam import BeamObjective
 
 OURS, BLOCKS, ADVERSARY, ROUNDED = "ours", "ours, 4 blocks", "ours, with the adversary", "ours, bfloat16 sweeps"

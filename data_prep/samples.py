@@ -29,10 +29,10 @@ from data_prep.manifest import (
     write_sidecar,
 )
 from pipeline.data.shards import BLOCK_ROWS, Manifest, SplitEntry, canonical_hash, write_shard
-from pipeline.model_folder import package_folder
-from pipeline.model_inputs import SAMPLE_RANGES
 from pipeline.models.autoencoder import IMAGE_SIZE
-from pipeline.packaged import PackagedBeam, load_package
+from pipeline.packages.inputs import SAMPLE_RANGES
+from pipeline.packages.models import PackagedBeam, load_package
+from pipeline.registry.mlflow_folder import package_folder
 from pipeline.streams import stream_seed
 
 SPLIT = "samples"

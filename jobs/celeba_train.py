@@ -32,15 +32,12 @@ from jobs.train_job import TrainingFailed, total_updates
 from pipeline.config import ConfigError, RBMConfig, RunConfig, flatten, parse_settings
 from pipeline.data.rows import load_rows, read_scaling
 from pipeline.data.shards import Manifest
-from pipeline.model_card import DRIVEN_MEANS, Measured, measured, model_card
-from pipeline.packaged import PackagedBeam
-from pipeline.precision import choose_precision
-from pipeline.registry import (
-    find_model,
-    promote_if_better,
-    register_beam,
-    set_candidate,
-)
+from pipeline.device.precision import choose_precision
+from pipeline.packages.models import PackagedBeam
+from pipeline.registry.card import DRIVEN_MEANS, Measured, measured, model_card
+from pipeline.registry.promotion import promote_if_better, set_candidate
+from pipeline.registry.register import register_beam
+from pipeline.registry.versions import find_model
 from pipeline.samplers.protocols import WideStart
 from pipeline.training.checkpoint import load_latest
 from pipeline.training.loop import pick_device

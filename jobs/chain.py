@@ -23,23 +23,17 @@ from jobs.tracked import add_history, start_tracker
 from jobs.train_job import Outcome, TrainJob, check_folder, run_training, total_updates
 from pipeline.config import Phase, RBMConfig, RunConfig, flatten
 from pipeline.data.shards import Manifest, read_manifest
-from pipeline.model_card import RECONSTRUCTION, measured, model_card
+from pipeline.device.precision import choose_precision
 from pipeline.models.autoencoder import Autoencoder
 from pipeline.models.rbm import RBM
-from pipeline.packaged import PackagedAutoencoder, load_package
-from pipeline.precision import choose_precision
-from pipeline.registry import (
-    ModelVersionInfo,
-    RegistryError,
-    fetch_model,
-    find_model,
-    model_name,
-    promote_if_better,
-    register_autoencoder,
-    set_candidate,
-)
+from pipeline.packages.models import PackagedAutoencoder, load_package
+from pipeline.registry.card import RECONSTRUCTION, measured, model_card
+from pipeline.registry.fetch import fetch_model
+from pipeline.registry.promotion import promote_if_better, set_candidate
+from pipeline.registry.register import register_autoencoder
+from pipeline.registry.versions import ModelVersionInfo, RegistryError, find_model, model_name
 from pipeline.samplers.gibbs import ChainState
-from pipeline.tracking import is_away
+from pipeline.tracking.tracker import is_away
 from pipeline.training.checkpoint import Checkpoint, load_latest, save_checkpoint
 
 FACES = {"faces_quick": 4000, "faces_toy": 500}

@@ -134,8 +134,8 @@ def _ray_folder() -> str:
 
 
 def _mlflow() -> Finding:
-    from pipeline.tracking import TrackingError
-    from pipeline.tracking_check import check_tracking
+    from pipeline.tracking.check import check_tracking
+    from pipeline.tracking.tracker import TrackingError
 
     try:
         return check_mlflow(f"{check_tracking(EXPERIMENT)}: a run and a file written, read, deleted", "")

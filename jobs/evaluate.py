@@ -28,8 +28,9 @@ from pipeline.metrics.images import (
     score_latents,
 )
 from pipeline.models.rbm import RBM
-from pipeline.packaged import PackagedAutoencoder, PackageError, load_package
-from pipeline.registry import RegistryError, fetch_model, find_version
+from pipeline.packages.models import PackagedAutoencoder, PackageError, load_package
+from pipeline.registry.fetch import fetch_model
+from pipeline.registry.versions import RegistryError, find_version
 from pipeline.samplers.protocols import DRIVEN, FRESH, Samples, WideStart, draw_samples
 from pipeline.streams import stream
 

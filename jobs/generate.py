@@ -35,8 +35,9 @@ from jobs.ray_session import interruptible, ray_session
 from jobs.run_lock import locked
 from jobs.summary import as_table, write_summary
 from pipeline.data.shards import Manifest
-from pipeline.model_inputs import SAMPLE_DEFAULTS
-from pipeline.registry import RegistryError, fetch_model
+from pipeline.packages.inputs import SAMPLE_DEFAULTS
+from pipeline.registry.fetch import fetch_model
+from pipeline.registry.versions import RegistryError
 
 
 class TaskLost(RuntimeError):

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from data_prep.celeba import FORMATS, MAX_PHOTOGRAPH_BYTES, PixelSettings, crop_photograph
-from pipeline.model_inputs import CELLS
+from pipeline.packages.inputs import CELLS
 
 PHOTOGRAPHS = (".jpg", ".jpeg", ".png")
 ROWS = (".npy", ".csv")

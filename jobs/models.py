@@ -16,14 +16,14 @@ from typing import Any, NoReturn
 
 from jobs.summary import as_table
 from pipeline.config import flatten
-from pipeline.model_folder import CARD_NAME
-from pipeline.packaged import PackagedBeam
-from pipeline.promotion import Change, champion_history, promote, promote_if_better, rollback
+from pipeline.packages.models import PackagedBeam
 from pipeline.provenance import without_secrets
-from pipeline.registry import load_model, pull_model
-from pipeline.scores import larger_spread, not_comparable, read_number
-from pipeline.tracking import tracking_uri
-from pipeline.versions import CHAMPION, ModelVersionInfo, find_model, list_versions
+from pipeline.registry.fetch import load_model, pull_model
+from pipeline.registry.mlflow_folder import CARD_NAME
+from pipeline.registry.promotion import Change, champion_history, promote, promote_if_better, rollback
+from pipeline.registry.scores import larger_spread, not_comparable, read_number
+from pipeline.registry.versions import CHAMPION, ModelVersionInfo, find_model, list_versions
+from pipeline.tracking.tracker import tracking_uri
 
 _VARIANTS = ("fresh_", "sample_")
 """Metrics by other protocols: in the JSON, not in the table for people."""

@@ -42,9 +42,9 @@ from jobs.storage import local_input, local_output, local_path, path_or_url, sto
 from jobs.summary import as_table, write_summary
 from pipeline.data.mixtures import MIXTURES, GaussianMixture, make_mixture, moved
 from pipeline.data.shards import Manifest
-from pipeline.packaged import PackagedAutoencoder, load_package
-from pipeline.precision import computing_in
-from pipeline.registry import FetchedModel, fetch_model
+from pipeline.device.precision import computing_in
+from pipeline.packages.models import PackagedAutoencoder, load_package
+from pipeline.registry.fetch import FetchedModel, fetch_model
 
 MAX_RETRIES = 3
 GEOMETRY: dict[str, tuple[type, str]] = {

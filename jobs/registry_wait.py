@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from pipeline.provenance import without_secrets
-from pipeline.tracking import is_away, tracking_uri
-from pipeline.versions import check_registry
+from pipeline.registry.versions import check_registry
+from pipeline.tracking.tracker import is_away, tracking_uri
 
 VARIABLE = "REGISTRY_WAIT_SECONDS"
 DEFAULT_SECONDS = 300.0

@@ -255,7 +255,7 @@ def make_report(
         runs: folder of the runs.
         cache: where data and fetched models lie.
         out: the page; None: report.html in the run's folder, for several in `runs`.
-        tracking: MLflow's tracking URI; None: as `pipeline.tracking.tracking_uri`.
+        tracking: MLflow's tracking URI; None: as `pipeline.tracking.tracker.tracking_uri`.
 
     Raises:
         ReportError: a name without a run, or a page that cannot be written there.

@@ -25,11 +25,12 @@ from pipeline.data.shards import (
     iterate_split,
     read_manifest,
 )
+from pipeline.device.precision import choose_precision
 from pipeline.models.autoencoder import NUM_FEATURES, Autoencoder
 from pipeline.models.rbm import RBM
-from pipeline.packaged import PackagedAutoencoder, PackageError, load_package
-from pipeline.precision import choose_precision
-from pipeline.registry import fetch_model, find_version
+from pipeline.packages.models import PackagedAutoencoder, PackageError, load_package
+from pipeline.registry.fetch import fetch_model
+from pipeline.registry.versions import find_version
 from pipeline.samplers.protocols import DRIVEN, Samples, WideStart, draw_samples
 from pipeline.training.checkpoint import Checkpoint, load_latest
 

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 
 from jobs.handed_in import parse_cells, parse_numbers, read_photographs, read_rows, write_rows
-from pipeline.model_inputs import PROTOCOLS, SAMPLE_DEFAULTS, SPACES, as_pixels, cell_mask, clamped_pixels
-from pipeline.packaged import PackagedBeam
+from pipeline.packages.inputs import PROTOCOLS, SAMPLE_DEFAULTS, SPACES, as_pixels, cell_mask, clamped_pixels
+from pipeline.packages.models import PackagedBeam
 from pipeline.pictures import image_grid, reconstruction_rows
-from pipeline.registry import load_model
+from pipeline.registry.fetch import load_model
 
 TASKS = ("sample", "reconstruct", "inpaint", "interpolate")
 _HIDDEN_GRAY = 200  # of pixels that the model has to fill in

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.storage import Absent, Place, is_url
+from pipeline.storage.places import Absent, Place, is_url
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def local_input(given: Path | str, cache: Path) -> Path:
     """The folder of an input: itself, or where it was fetched to. Raises StorageError, ShardError, DiskFull."""
     if not is_url(given):
         return Path(given)
-    from pipeline.remote_data import fetch
+    from pipeline.storage.cache import fetch
 
     return fetch(str(given), cache)
 
@@ -62,7 +62,7 @@ def local_output(given: Path | str, cache: Path) -> Path:
 def store_output(given: Path | str, folder: Path) -> None:
     """Send the shards in `folder` to `given` when that is a URL. Raises StorageError."""
     if is_url(given):
-        from pipeline.remote_data import store_shards
+        from pipeline.storage.cache import store_shards
 
         sent = store_shards(folder, str(given))
         _log.info("%s: %s", given, f"{sent / 1e6:.1f} MB stored" if sent else "there already")
@@ -71,7 +71,7 @@ def store_output(given: Path | str, folder: Path) -> None:
 def fetch_shards_to(url: str, folder: Path) -> bool:
     """Fetch the shards at `url` into `folder`, unless it has a manifest or there are none; True when they were fetched."""
     from pipeline.data.shards import MANIFEST_NAME
-    from pipeline.remote_data import fetch
+    from pipeline.storage.cache import fetch
 
     if (folder / MANIFEST_NAME).exists():
         return False
@@ -98,7 +98,7 @@ def stored(folder: Path, storage: str | None) -> Iterator[None]:
     if storage is None:
         yield
         return
-    from pipeline.mirror import Mirror, pull
+    from pipeline.storage.mirror import Mirror, pull
 
     place = Place(storage) / "runs" / folder.name
     pulled = pull(place, folder)

@@ -24,9 +24,9 @@ from jobs.trial import Segment, SweepPlan
 from pipeline.config import RBMConfig, RunConfig
 from pipeline.data.rows import read_scaling
 from pipeline.data.shards import Manifest
-from pipeline.packaged import PackagedBeam
+from pipeline.packages.models import PackagedBeam
 from pipeline.samplers.protocols import WideStart
-from pipeline.tracking import Tracker
+from pipeline.tracking.tracker import Tracker
 from pipeline.training.checkpoint import load_latest
 
 STAGES = ("search", "final", "scores", "pictures", "registry")
@@ -205,10 +205,10 @@ def register(
     It is the model of the first seed, not the best of the three: that would be chosen on the test split.
     """
     from jobs.sweep_result import RECIPE, WINNER, final_run
-    from pipeline.model_card import measured, model_card
-    from pipeline.promotion import promote_if_better, set_candidate
-    from pipeline.registry import register_beam
-    from pipeline.versions import find_model, model_name
+    from pipeline.registry.card import measured, model_card
+    from pipeline.registry.promotion import promote_if_better, set_candidate
+    from pipeline.registry.register import register_beam
+    from pipeline.registry.versions import find_model, model_name
 
     which = WINNER if WINNER in scored else RECIPE
     variant = scored[which]

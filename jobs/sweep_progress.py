@@ -21,7 +21,7 @@ from jobs.tracked import tracker_at
 from jobs.trial import Segment, SweepPlan
 from pipeline.config import flatten
 from pipeline.provenance import without_secrets
-from pipeline.tracking import Tracker
+from pipeline.tracking.tracker import Tracker
 from pipeline.training.loop import read_history
 
 POLL_SECONDS = 2.0

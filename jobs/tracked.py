@@ -12,7 +12,7 @@ from pipeline.config import RunConfig
 from pipeline.training.loop import read_history
 
 if TYPE_CHECKING:
-    from pipeline.tracking import Tracker
+    from pipeline.tracking.tracker import Tracker
 
 EXPERIMENT = "beam"
 DELIVER_SECONDS = 120.0
@@ -53,7 +53,7 @@ def tracker_at(
 
     With `must_answer` a new run needs the server now (TrackingError without it).
     """
-    from pipeline.tracking import Tracker  # not at the top: mlflow takes seconds to import
+    from pipeline.tracking.tracker import Tracker  # not at the top: mlflow takes seconds to import
 
     return Tracker.start(note, EXPERIMENT, name, config, tags, system_metrics=system_metrics, must_answer=must_answer)
 
@@ -63,7 +63,7 @@ def deliver_left(folder: Path, command: str, journals: str = "*/mlflow_run_id.sp
 
     Returns False, after a line that names `command` (it sends the rest later), when some still waits.
     """
-    from pipeline.tracking import deliver, tracking_uri
+    from pipeline.tracking.tracker import deliver, tracking_uri
 
     deadline, uri = time.monotonic() + DELIVER_SECONDS, tracking_uri()
     for journal in sorted(folder.glob(journals)):

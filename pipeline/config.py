@@ -170,9 +170,9 @@ class SamplerConfig:
     and cost some speed of the matrix products; the number is part of what defines the run."""
     kernel: Literal["torch", "fused"] = "torch"
     """How the sweeps of training run: torch, the reference; on a CUDA device also as fused Triton kernels in one graph
-    (pipeline/samplers/fused.py). The kernels agree with torch in law, not in bits. With one worker, standard Adam, up to 8192
+    (pipeline/fused/sweeps.py). The kernels agree with torch in law, not in bits. With one worker, standard Adam, up to 8192
     chains and data rows and, if there is a critic, neighbors among hidden means or visible states (above 1024 rows by torch's
-    search), all else of an update is fused, too (pipeline/training/fused_update.py)."""
+    search), all else of an update is fused, too (pipeline/fused/update.py)."""
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
     """Of those sweeps: float32, or products with operands of bfloat16 and sums of float32, faster on processors that have it
     and, with kernel = "fused", on GPUs; on a CPU also coarse normal numbers. `auto`: bfloat16 where it is native on all
@@ -320,7 +320,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class NaturalGradientConfig:
-    """Natural gradient, of an RBM with few parameters (pipeline/natural_gradient.py). It has no moments."""
+    """Natural gradient, of an RBM with few parameters (pipeline/learning/natural_gradient.py). It has no moments."""
 
     damping: float = 3e-3
     """Added to the Fisher matrix, in each parameter's own unit."""

@@ -4,33 +4,33 @@ from typing import Literal
 
 from pipeline.comm import Comm
 from pipeline.config import AnyCriticConfig, CriticConfig, ForestCriticConfig
+from pipeline.critics.adversary import Adversary, ReplicatedAdversary
 from pipeline.critics.critic import Critic
-from pipeline.critics.memory import Wire
+from pipeline.critics.memory import FeatureEncoding
 from pipeline.critics.neighbors import BACKENDS, NeighborCritic, choose_backend
 from pipeline.critics.network import NetworkCritic
-from pipeline.critics.recall import Recall, ReplicatedRecall
-from pipeline.critics.sharded import ShardedRecall
+from pipeline.critics.sharded import ShardedAdversary
 from pipeline.models.rbm import RBM
 
 
-def choose_wire(config: AnyCriticConfig, rbm: RBM) -> Wire:
+def choose_encoding(config: AnyCriticConfig, rbm: RBM) -> FeatureEncoding:
     """Bits where features are states in {0, 1}; else what critic.wire says."""
     form: Literal["bits", "bfloat16", "float32"] = config.wire
     if config.feature == "hidden_sample" and rbm.config.hidden_units != "gaussian":
         form = "bits"
     width = rbm.config.num_visible if config.feature == "visible" else rbm.config.num_hidden
-    return Wire(width, rbm.weights.dtype, form)
+    return FeatureEncoding(width, rbm.weights.dtype, form)
 
 
-def build_recall(
+def build_adversary(
     config: AnyCriticConfig,
     seed: int,
     comm: Comm,
-    wire: Wire,
+    wire: FeatureEncoding,
     block_chains: list[int],
     batch_rows: int,
     smallest_batch: int,
-) -> Recall:
+) -> Adversary:
     """The critic of `config` and its memory, which is empty; all workers call this together.
 
     Args:
@@ -58,8 +58,8 @@ def build_recall(
             queries, rows = particles, max(wanted, -(-rows // len(block_chains)))
         backend = BACKENDS[choose_backend(config, queries, rows, wire.num_features, comm)]
         if config.memory == "sharded":
-            return ShardedRecall(config, backend, wire, comm, block_chains)
-        return ReplicatedRecall(NeighborCritic(config, backend), wire, comm, block_chains)
+            return ShardedAdversary(config, backend, wire, comm, block_chains)
+        return ReplicatedAdversary(NeighborCritic(config, backend), wire, comm, block_chains)
     critic: Critic
     if isinstance(config, ForestCriticConfig):
         from pipeline.critics.forest import ForestCritic  # not at the top: scikit-learn takes a second to import
@@ -67,4 +67,4 @@ def build_recall(
         critic = ForestCritic(config, seed)
     else:
         critic = NetworkCritic(config, wire.num_features, seed, comm, wire.dtype)
-    return ReplicatedRecall(critic, wire, comm, block_chains)
+    return ReplicatedAdversary(critic, wire, comm, block_chains)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-class Wire(NamedTuple):
+class FeatureEncoding(NamedTuple):
     """The form in which features travel between workers: whole numbers of bytes, uint8 [n, bytes]."""
 
     num_features: int

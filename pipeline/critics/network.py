@@ -11,7 +11,7 @@ from pipeline.comm import Comm
 from pipeline.config import NetworkCriticConfig, OptimizerConfig
 from pipeline.critics.critic import score_of
 from pipeline.critics.memory import Memory
-from pipeline.optimizers import build_optimizer, load_optimizer_state, optimizer_state, set_learning_rate
+from pipeline.learning.adam import build_optimizer, load_optimizer_state, optimizer_state, set_learning_rate
 from pipeline.streams import stream
 
 

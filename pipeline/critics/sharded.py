@@ -12,9 +12,9 @@ from torch import Tensor
 
 from pipeline.comm import Comm, split_rows
 from pipeline.config import CriticConfig
-from pipeline.critics.memory import Memory, Wire, class_shares
+from pipeline.critics.adversary import CRITIC_DOES_NOT_FIT, memory_state, saved_memory
+from pipeline.critics.memory import FeatureEncoding, Memory, class_shares
 from pipeline.critics.neighbors import BACKENDS, Search, distances_to, mixed_ranks, score_neighbors
-from pipeline.critics.recall import CRITIC_DOES_NOT_FIT, memory_state, saved_memory
 
 _CHUNK = 4096
 """Queries whose differences to their candidates are held at a time."""
@@ -29,14 +29,16 @@ class Part(NamedTuple):
     """Where each would be in the replicated memory [n]: data row i at i, particle j at num_data + j."""
 
 
-class ShardedRecall:
+class ShardedAdversary:
     """Searches are per block, of the same shapes for any number of workers, and so are their bits.
 
     Scores equal those of the replicated memory, but where float32 cannot tell which of two rows is nearer. Of equally far rows
     the first in the mixed order is taken, as with faiss; torch's search names any of them.
     """
 
-    def __init__(self, config: CriticConfig, search: Search, wire: Wire, comm: Comm, block_chains: list[int]):
+    def __init__(
+        self, config: CriticConfig, search: Search, wire: FeatureEncoding, comm: Comm, block_chains: list[int]
+    ):
         """Nothing is remembered yet; `block_chains` are the particles of all blocks."""
         self.config, self.search, self.wire, self.comm, self.block_chains = config, search, wire, comm, block_chains
         self.blocks = comm.my_blocks(len(block_chains))
@@ -44,12 +46,12 @@ class ShardedRecall:
         self.data_rows: list[int] = []
 
     def ready(self, step: int) -> bool:
-        """See Recall."""
+        """See Adversary."""
         return self.parts is not None
 
     @torch.no_grad()
     def score(self, queries: list[Tensor], block_rows: list[int], own: bool) -> list[Tensor]:
-        """See Recall."""
+        """See Adversary."""
         k, num_data = self.config.num_neighbors, sum(self.data_rows)
         per_rank = self.comm.rows_per_rank(block_rows)
         mine = torch.cat(queries) if queries else self._no_rows()
@@ -88,7 +90,7 @@ class ShardedRecall:
         return _take(in_order, in_order[..., 0].argsort(dim=1, stable=True)[:, :k])
 
     def remember(self, data: list[Tensor], particles: list[Tensor], data_rows: list[int]) -> None:
-        """See Recall."""
+        """See Adversary."""
         self.data_rows = data_rows
         self.parts = [self._part(block, *rows) for block, rows in zip(self.blocks, zip(data, particles))]
 
@@ -115,12 +117,12 @@ class ShardedRecall:
         return Memory(torch.cat(columns), sum(self.data_rows))
 
     def state(self) -> dict[str, Tensor]:
-        """See Recall."""
+        """See Adversary."""
         backend = list(BACKENDS.values()).index(self.search)
         return memory_state(self._whole(), {"backend": torch.tensor(backend)})
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """See Recall."""
+        """See Adversary."""
         if "critic.backend" in state:
             self.search = list(BACKENDS.values())[int(state["critic.backend"])]
         elif "memory.features" in state:

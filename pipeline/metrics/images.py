@@ -139,7 +139,7 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 def precision_recall(real: Tensor, generated: Tensor, num_neighbors: int = 3) -> PrecisionRecall:
     """Return k-NN manifold precision and recall (Kynkaanniemi et al. 2019).
 
-    Precision: share of generated rows within the k-NN radius of at least one real row. Recall: the same with the two
+    Precision: share of generated rows within the k-NN radius of at least one real row. Adversary: the same with the two
     exchanged. Do not gate on precision alone: noise in many dimensions and blur both reach 1.
 
     Args:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import AutoencoderConfig
-from pipeline.precision import Precision, computing_in
+from pipeline.device.precision import Precision, computing_in
 
 IMAGE_SIZE = 64
 """Pixels on a side."""

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
+from pipeline.learning.adam import Adam, set_learning_rate
 from pipeline.models.rbm import RBM
-from pipeline.optimizers import Adam, set_learning_rate
 
 
 class Ascent:

@@ -11,10 +11,10 @@ from torch import Tensor
 from pipeline.comm import Comm, ExactSum, split_rows
 from pipeline.config import AutoencoderConfig, PowerLaw, RunConfig
 from pipeline.data.batches import Batches
+from pipeline.device.precision import choose_together, computing_in
+from pipeline.learning.adam import build_optimizer, load_optimizer_state, optimizer_state, set_learning_rate
+from pipeline.learning.schedule import learning_rate
 from pipeline.models.autoencoder import IMAGE_SIZE, Autoencoder, from_pixels
-from pipeline.optimizers import build_optimizer, load_optimizer_state, optimizer_state, set_learning_rate
-from pipeline.precision import choose_together, computing_in
-from pipeline.schedules import learning_rate
 from pipeline.streams import stream
 from pipeline.training.objective import Evaluation, NonFinite
 

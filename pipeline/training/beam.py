@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.captured import Later
 from pipeline.comm import Comm, split_rows
 from pipeline.config import NaturalGradientConfig, Phase, PowerLaw, RBMConfig, RunConfig, SamplerConfig
-from pipeline.critics.build import build_recall, choose_wire
-from pipeline.critics.recall import Recall
+from pipeline.critics.adversary import Adversary
+from pipeline.critics.build import build_adversary, choose_encoding
 from pipeline.data.batches import Batches
+from pipeline.device.graphs import PendingCopy
+from pipeline.device.precision import choose_for_sweeps, rounding_operands
+from pipeline.learning.adam import build_optimizer, load_optimizer_state, optimizer_state
+from pipeline.learning.natural_gradient import natural_step
+from pipeline.learning.schedule import learning_rate, noise_std
 from pipeline.models.initialize import initialize_rbm
 from pipeline.models.rbm import Couplings
-from pipeline.natural_gradient import natural_step
-from pipeline.optimizers import build_optimizer, load_optimizer_state, optimizer_state
-from pipeline.precision import choose_for_sweeps, rounding_operands
 from pipeline.samplers.driven import DrivenGibbs, GammaProcess, plain_gibbs
 from pipeline.samplers.exchange import ExchangeGibbs, geometric_betas
 from pipeline.samplers.gibbs import ChainState, blocks_stand_alone
 from pipeline.samplers.protocols import WideStart
-from pipeline.schedules import learning_rate, noise_std
 from pipeline.streams import RowStreams, stream, stream_seed
 from pipeline.training.ascent import Ascent, settle
 from pipeline.training.block import Block, Counts, Measurements
@@ -35,8 +35,8 @@ from pipeline.training.objective import Evaluation, NonFinite
 from pipeline.training.terms import GradientSums, Terms
 
 if TYPE_CHECKING:
-    from pipeline.samplers.fused import FusedGibbs
-    from pipeline.training.fused_update import FusedUpdate
+    from pipeline.fused.sweeps import FusedGibbs
+    from pipeline.fused.update import FusedUpdate
 
 
 class PhasePosition(NamedTuple):
@@ -53,7 +53,7 @@ class _Unchecked(NamedTuple):
 
     step: int
     blocks: list[Block]
-    found: Later
+    found: PendingCopy
     """Whether they are within the limit; of a fused update its `largest`."""
 
 
@@ -182,7 +182,9 @@ class BeamObjective:
             )
         return report
 
-    def _terms(self, step: int, gamma: float, counts: Counts, recall: Recall | None) -> tuple[Terms, Recall | None]:
+    def _terms(
+        self, step: int, gamma: float, counts: Counts, recall: Adversary | None
+    ) -> tuple[Terms, Adversary | None]:
         """The terms of a step, and the critic that entered; moves the chains."""
         couplings = self.rbm.couplings() if self.fused is None else None
         data = [self.batches.block(step, block) for block in self.blocks]
@@ -192,12 +194,12 @@ class BeamObjective:
         # what it remembers has traveled during the sweeps; while that is nothing, the step is plain PCD
         critic = recall if recall is not None and recall.ready(step) else None
         terms = self.terms.take(data, visible, gamma, critic is not None, counts, couplings)
-        self._unchecked = _Unchecked(step, terms.blocks, Later(self.terms.sums.within_limit()))
+        self._unchecked = _Unchecked(step, terms.blocks, PendingCopy(self.terms.sums.within_limit()))
         return terms, critic
 
     def _fused_terms(
-        self, step: int, gamma: float, counts: Counts, recall: Recall | None
-    ) -> tuple[Terms, Recall | None]:
+        self, step: int, gamma: float, counts: Counts, recall: Adversary | None
+    ) -> tuple[Terms, Adversary | None]:
         """`_terms` by fused kernels."""
         assert self.whole is not None
         data = self.batches.batch(step, out=self.whole.data(counts.data))
@@ -205,7 +207,7 @@ class BeamObjective:
         critic = recall if recall is not None and recall.ready(step) else None
         terms, largest = self.whole.terms(step, counts.data, gamma, critic is not None)
         self._check()  # of the step before
-        self._unchecked = _Unchecked(step, terms.blocks, Later(largest))
+        self._unchecked = _Unchecked(step, terms.blocks, PendingCopy(largest))
         return terms, critic
 
     def _check(self) -> None:
@@ -249,8 +251,8 @@ class BeamObjective:
 
     def _fuse(self, rows: list[int]) -> None:
         """Make the fused kernels of this worker's particles, `rows` of each block."""
-        from pipeline.samplers.fused import FusedGibbs, can_fuse  # not at the top: triton takes time to import
-        from pipeline.training.fused_update import FusedUpdate, can_fuse_update
+        from pipeline.fused.sweeps import FusedGibbs, can_fuse  # not at the top: triton takes time to import
+        from pipeline.fused.update import FusedUpdate, can_fuse_update
 
         if not can_fuse(self.rbm, self.comm.device) or not isinstance(self.sampler, DrivenGibbs):
             raise ValueError(
@@ -312,16 +314,16 @@ class BeamObjective:
         flags = self.comm.gather(torch.tensor([not finite], device=self.comm.device), [1] * self.comm.world_size)
         return flags.nonzero()[:, 0].tolist()
 
-    def _build_recall(self) -> Recall | None:
+    def _build_recall(self) -> Adversary | None:
         phases = self.config.schedules
         if self.config.critic is None or min(phases.likelihood.gamma, phases.adversarial.gamma) == 1:
             return None
         smallest = self.batches.size(self.batches.steps_per_epoch - 1)
-        return build_recall(
+        return build_adversary(
             self.config.critic,
             self.config.seed,
             self.comm,
-            choose_wire(self.config.critic, self.rbm),
+            choose_encoding(self.config.critic, self.rbm),
             self.block_chains,
             self.config.data.batch_size,
             smallest,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pipeline.comm import Comm, ExactSum
-from pipeline.gradients import data_weights, particle_weights
+from pipeline.learning.weights import data_weights, particle_weights
 from pipeline.models.rbm import RBM, Hidden
 
 

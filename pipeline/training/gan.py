@@ -17,6 +17,9 @@ from torch import Tensor
 from pipeline.comm import Comm, ExactSum
 from pipeline.config import EvaluationConfig, GANConfig, PowerLaw, RunConfig
 from pipeline.data.batches import Batches
+from pipeline.device.precision import choose_together, computing_in
+from pipeline.learning.adam import build_optimizer, load_optimizer_state, optimizer_state, set_learning_rate
+from pipeline.learning.schedule import learning_rate
 from pipeline.metrics.images import PrincipalSpace, fit_wide_principal_space, project
 from pipeline.models.batch_norm import Moments
 from pipeline.models.gan import (
@@ -28,9 +31,6 @@ from pipeline.models.gan import (
     replicate,
     track_moments_,
 )
-from pipeline.optimizers import build_optimizer, load_optimizer_state, optimizer_state, set_learning_rate
-from pipeline.precision import choose_together, computing_in
-from pipeline.schedules import learning_rate
 from pipeline.streams import stream
 from pipeline.training.monitors import NUM_SHOWN, SEED, Monitors
 from pipeline.training.objective import Evaluation, NonFinite

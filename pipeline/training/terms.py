@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pipeline.comm import Comm, ExactSum, snap_to_grid
 from pipeline.config import RBMConfig
-from pipeline.critics.recall import Recall
+from pipeline.critics.adversary import Adversary
 from pipeline.models.rbm import RBM, Couplings, Hidden
 from pipeline.training.block import Block, Counts, Particles, ascent_direction
 
@@ -32,7 +32,7 @@ class GradientSums:
         block_chains: list[int],
         feature: str,
         generators: list[torch.Generator],
-        recall: Recall | None,
+        recall: Adversary | None,
     ):
         """Make the buffer of the sums.
 

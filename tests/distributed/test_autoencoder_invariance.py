@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pipeline.comm import Comm
 from pipeline.config import AutoencoderConfig, Cosine, DataConfig, EvaluationConfig, Phase, RunConfig, Schedules
-from pipeline.precision import choose_precision
+from pipeline.device.precision import choose_precision
 from pipeline.streams import stream
 from pipeline.training.autoencoder import AutoencoderObjective
 

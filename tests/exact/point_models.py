@@ -5,7 +5,7 @@ from small import small_rbm
 
 from pipeline.config import RunConfig
 from pipeline.data.shards import Whitening
-from pipeline.packaged import PackagedBeam
+from pipeline.packages.models import PackagedBeam
 from pipeline.samplers.gibbs import ChainState
 from pipeline.samplers.protocols import WideStart
 

@@ -7,7 +7,7 @@ from point_models import point_model
 from small import joint_table
 
 from pipeline.metrics.exact import layer_states, log_partition
-from pipeline.packaged import PackagedBeam
+from pipeline.packages.models import PackagedBeam
 
 
 def whitened(beam: PackagedBeam, rows: torch.Tensor) -> torch.Tensor:

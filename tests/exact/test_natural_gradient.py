@@ -8,10 +8,10 @@ from small import axis_states, small_rbm
 from torch import Tensor
 
 from pipeline.config import NaturalGradientConfig
+from pipeline.learning.natural_gradient import damping_units, energy_features, natural_step
 from pipeline.metrics.exact import log_partition
 from pipeline.models.rbm import RBM
 from pipeline.models.units import Gaussian
-from pipeline.natural_gradient import damping_units, energy_features, natural_step
 
 PAIRS = pytest.mark.parametrize(
     ("visible", "hidden"), [(v, h) for v in ("bernoulli", "gaussian", "onehot") for h in ("bernoulli", "onehot")]

@@ -9,9 +9,9 @@ from scipy import stats
 from small import small_rbm
 
 from pipeline.config import RBMConfig
+from pipeline.fused.sweeps import FusedGibbs
 from pipeline.models.rbm import RBM
 from pipeline.samplers.driven import DrivenGibbs, GammaProcess, plain_gibbs
-from pipeline.samplers.fused import FusedGibbs
 from pipeline.samplers.gibbs import ChainState, gibbs_sweep
 
 pytestmark = [

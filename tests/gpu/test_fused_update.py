@@ -10,13 +10,13 @@ from test_beam_invariance import rows_for, tiny
 
 from pipeline.comm import Comm
 from pipeline.config import CriticConfig, RBMConfig, RunConfig
-from pipeline.critics.memory import Memory, Wire
+from pipeline.critics.adversary import ReplicatedAdversary
+from pipeline.critics.memory import FeatureEncoding, Memory
 from pipeline.critics.neighbors import NeighborCritic
-from pipeline.critics.recall import ReplicatedRecall
 from pipeline.critics.search import search_torch
+from pipeline.fused import sweeps as fused
+from pipeline.learning.adam import Adam
 from pipeline.models.rbm import RBM
-from pipeline.optimizers import Adam
-from pipeline.samplers import fused
 from pipeline.samplers.driven import DrivenGibbs, GammaProcess
 from pipeline.samplers.gibbs import ChainState
 from pipeline.training.ascent import Ascent
@@ -35,7 +35,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 @pytest.fixture(autouse=True)
 def _on_any_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter stands for a device, and products of few units are rounded."""
-    monkeypatch.setattr("pipeline.precision._LEAST_UNITS", 1)
+    monkeypatch.setattr("pipeline.device.precision._LEAST_UNITS", 1)
     if DEVICE == "cpu":
         monkeypatch.setattr(fused, "can_fuse", lambda *_: True)
 
@@ -75,7 +75,7 @@ def model(visible: str, num_visible: int, num_hidden: int) -> RBM:
 @pytest.mark.parametrize("sizes", [(37, 19, 13, 11), (64, 32, 16, 16)])
 def test_terms_are_those_of_the_torch_path(visible: str, feature: str, critic: dict[str, Any] | None, sizes) -> None:
     """Hidden means, T, mean T, every gradient and the mean over data; with a memory of another number of data rows."""
-    from pipeline.training.fused_update import FusedUpdate
+    from pipeline.fused.update import FusedUpdate
 
     num_visible, num_hidden, num_chains, num_data = sizes
     rbm, comm = model(visible, num_visible, num_hidden), Comm(device=DEVICE)
@@ -88,8 +88,8 @@ def test_terms_are_those_of_the_torch_path(visible: str, feature: str, critic: d
     if critic is not None:
         config = CriticConfig(feature=feature, search="torch", num_neighbors=3, **critic)
         width = num_visible if feature == "visible" else num_hidden
-        wire = Wire(width, torch.float32, config.wire)
-        recall = ReplicatedRecall(NeighborCritic(config, search_torch), wire, comm, [num_chains])
+        wire = FeatureEncoding(width, torch.float32, config.wire)
+        recall = ReplicatedAdversary(NeighborCritic(config, search_torch), wire, comm, [num_chains])
         shape = num_data - 4 + num_chains, num_visible
         rows = 10 * draw(*shape) - 5 if feature == "visible" else draw(shape[0], 1) * draw(*shape)
         recall.memory = Memory(rows if feature == "visible" else rbm.hidden_mean(rows).detach(), num_data - 4)

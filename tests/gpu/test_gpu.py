@@ -68,7 +68,7 @@ def test_samples_have_the_moments_of_the_cpus():
 
 @pytest.mark.parametrize(("kernel", "precision"), [("torch", "float32"), ("fused", "float32"), ("fused", "bfloat16")])
 def test_a_run_resumes_with_the_same_bits(kernel, precision, monkeypatch):
-    monkeypatch.setattr("pipeline.precision._LEAST_UNITS", 1)  # else products of so few are not rounded
+    monkeypatch.setattr("pipeline.device.precision._LEAST_UNITS", 1)  # else products of so few are not rounded
     config = tiny(search="torch")
     config = dataclasses.replace(
         config, sampler=dataclasses.replace(config.sampler, kernel=kernel, precision=precision)

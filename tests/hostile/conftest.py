@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 import pytest
 from point_models import point_model
 
-from pipeline.packaged import PackagedBeam
+from pipeline.packages.models import PackagedBeam
 
 _examples: Counter[str] = Counter()
 _errors: dict[str, set[str]] = {}

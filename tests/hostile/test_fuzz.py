@@ -42,7 +42,7 @@ from pipeline.data.shards import (
     read_manifest,
     write_shard,
 )
-from pipeline.packaged import PackagedBeam, PackageError, load_package
+from pipeline.packages.models import PackagedBeam, PackageError, load_package
 from pipeline.training.checkpoint import CheckpointError, load_checkpoint, load_latest, save_checkpoint
 from pipeline.training.loop import read_history
 

@@ -40,7 +40,7 @@ code = main(json.loads(sys.argv[1]))
 """
 PACKAGE = """
 from pathlib import Path
-from pipeline.packaged import load_package
+from pipeline.packages.models import load_package
 model = load_package(sys.argv[1])
 code = 0 if len(model.sample(5, 3)) == 5 and len(model.encode(model.sample(5, 3))) == 5 else 1
 model.save(Path(sys.argv[2]))

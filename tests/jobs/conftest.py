@@ -13,7 +13,7 @@ from pipeline.config import AutoencoderConfig, RBMConfig, RunConfig
 from pipeline.data.shards import Whitening
 from pipeline.models.autoencoder import Autoencoder
 from pipeline.models.rbm import RBM
-from pipeline.packaged import PackagedAutoencoder, PackagedBeam
+from pipeline.packages.models import PackagedAutoencoder, PackagedBeam
 from pipeline.samplers.gibbs import ChainState
 from pipeline.samplers.protocols import WideStart
 

@@ -9,7 +9,7 @@ from data_prep.encode import LatentSettings, finish_latents, plan_latent_shards,
 from data_prep.manifest import write_manifest
 from jobs.train import main as train
 from pipeline.data.shards import Manifest, SplitEntry, write_shard
-from pipeline.packaged import PackagedAutoencoder
+from pipeline.packages.models import PackagedAutoencoder
 from pipeline.streams import stream
 
 SETTINGS = (

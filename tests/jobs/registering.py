@@ -4,8 +4,9 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 
-from pipeline.packaged import PackagedBeam
-from pipeline.registry import ModelVersionInfo, register_beam
+from pipeline.packages.models import PackagedBeam
+from pipeline.registry.register import register_beam
+from pipeline.registry.versions import ModelVersionInfo
 
 BEAM = "synthetic-faces-beam"
 

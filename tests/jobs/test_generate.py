@@ -20,7 +20,7 @@ from jobs.generate import find_beam, generate, main
 from pipeline.config import RBMConfig, RunConfig
 from pipeline.data.shards import ShardError, Whitening, load_split, read_manifest, read_whitening
 from pipeline.models.rbm import RBM
-from pipeline.packaged import PackagedAutoencoder, PackagedBeam
+from pipeline.packages.models import PackagedAutoencoder, PackagedBeam
 from pipeline.samplers.gibbs import ChainState
 from pipeline.samplers.protocols import WideStart
 
@@ -277,7 +277,8 @@ def test_a_model_that_changes_on_the_way_is_noticed(packaged_beam: PackagedBeam,
 def test_a_models_registry_is_asked(packaged_beam: PackagedBeam, tracking: str, tmp_path: Path, capsys) -> None:
     from mlflow import MlflowClient
 
-    from pipeline.registry import promote_if_better, register_beam
+    from pipeline.registry.promotion import promote_if_better
+    from pipeline.registry.register import register_beam
 
     client = MlflowClient(tracking)
     run_id = client.create_run(client.create_experiment("t", (tmp_path / "artifacts").as_uri())).info.run_id

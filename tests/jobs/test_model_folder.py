@@ -12,14 +12,9 @@ import pytest
 from registering import BEAM, register, start_run
 
 from pipeline.data.shards import canonical_hash
-from pipeline.packaged import PackagedBeam, PackageError, verify_package
-from pipeline.registry import (
-    RegistryError,
-    fetch_model,
-    load_model,
-    pull_model,
-    verify_model,
-)
+from pipeline.packages.models import PackagedBeam, PackageError, verify_package
+from pipeline.registry.fetch import fetch_model, load_model, pull_model, verify_model
+from pipeline.registry.versions import RegistryError
 
 
 @pytest.fixture
@@ -172,7 +167,7 @@ import sys
 seen, watched = [], ("socket.connect", "pickle.find_class")
 sys.addaudithook(lambda event, args: seen.append((event, str(args[-1]))) if event in watched else None)
 import mlflow
-from pipeline.registry import load_model
+from pipeline.registry.fetch import load_model
 seen.clear()
 model = load_model(sys.argv[1])
 print(model.sample(2, 1, seed=3).sum().item())

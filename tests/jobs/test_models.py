@@ -13,8 +13,10 @@ from mlflow import MlflowClient
 from registering import BEAM, register, start_run
 
 from jobs.models import main
-from pipeline.packaged import PackagedAutoencoder, PackagedBeam
-from pipeline.registry import load_model, promote_if_better, register_autoencoder
+from pipeline.packages.models import PackagedAutoencoder, PackagedBeam
+from pipeline.registry.fetch import load_model
+from pipeline.registry.promotion import promote_if_better
+from pipeline.registry.register import register_autoencoder
 
 CODER = "synthetic-faces-autoencoder"
 

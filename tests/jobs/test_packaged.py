@@ -10,7 +10,7 @@ import torch
 from point_models import point_model
 
 from pipeline.data.shards import canonical_hash
-from pipeline.packaged import PackagedAutoencoder, PackagedBeam, PackageError, load_package, verify_package
+from pipeline.packages.models import PackagedAutoencoder, PackagedBeam, PackageError, load_package, verify_package
 from pipeline.samplers.protocols import DRIVEN, FRESH, Protocol, draw_samples
 
 FILES = ("autoencoder.safetensors", "chains.safetensors", "rbm.safetensors", "statistics.safetensors")

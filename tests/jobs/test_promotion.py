@@ -7,16 +7,10 @@ import pytest
 from mlflow import MlflowClient
 from registering import BEAM, register, start_run
 
-from pipeline.packaged import PackagedBeam
-from pipeline.registry import (
-    RegistryError,
-    champion_history,
-    find_model,
-    promote,
-    promote_if_better,
-    rollback,
-)
-from pipeline.scores import compare_scores, score_tags
+from pipeline.packages.models import PackagedBeam
+from pipeline.registry.promotion import champion_history, promote, promote_if_better, rollback
+from pipeline.registry.scores import compare_scores, score_tags
+from pipeline.registry.versions import RegistryError, find_model
 
 
 @pytest.fixture

@@ -12,21 +12,11 @@ import pytest
 import torch
 from registering import BEAM, register, start_run
 
-from pipeline.packaged import PackagedAutoencoder, PackagedBeam, PackageError, load_package, verify_package
-from pipeline.registry import (
-    RegistryError,
-    fetch_model,
-    find_model,
-    find_version,
-    list_versions,
-    load_model,
-    model_name,
-    promote_if_better,
-    pull_model,
-    register_autoencoder,
-    register_beam,
-    set_candidate,
-)
+from pipeline.packages.models import PackagedAutoencoder, PackagedBeam, PackageError, load_package, verify_package
+from pipeline.registry.fetch import fetch_model, load_model, pull_model
+from pipeline.registry.promotion import promote_if_better, set_candidate
+from pipeline.registry.register import register_autoencoder, register_beam
+from pipeline.registry.versions import RegistryError, find_model, find_version, list_versions, model_name
 
 
 @pytest.fixture

@@ -10,15 +10,16 @@ from pathlib import Path
 import pytest
 from registering import BEAM, register, start_run
 
-from pipeline.packaged import PackagedBeam, load_package
-from pipeline.registry import list_versions, verify_model
+from pipeline.packages.models import PackagedBeam, load_package
+from pipeline.registry.fetch import verify_model
+from pipeline.registry.versions import list_versions
 
 WRITER = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from registering import register
-from pipeline.packaged import load_package
+from pipeline.packages.models import load_package
 beam = load_package(Path({package!r}))
 print("ready", flush=True)
 for i in range(int(sys.argv[1]), 10**6):

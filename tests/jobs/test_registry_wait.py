@@ -15,7 +15,7 @@ from mlflow_server import Relay, Server
 from jobs import registry_wait
 from jobs.celeba_train import main
 from jobs.registry_wait import RegistryAway, as_command, when_there
-from pipeline.registry import RegistryError, find_model
+from pipeline.registry.versions import RegistryError, find_model
 from pipeline.training.loop import read_history
 
 ROOT = Path(__file__).parents[2]

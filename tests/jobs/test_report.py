@@ -21,7 +21,7 @@ from jobs.report_runs import Missing, find_run
 from jobs.report_tables import ending, environment
 from pipeline import pictures
 from pipeline.data.shards import load_split, read_manifest
-from pipeline.packaged import PackagedAutoencoder
+from pipeline.packages.models import PackagedAutoencoder
 
 POINTS = (
     "schedules.likelihood.epochs=0.02 schedules.adversarial.epochs=0.02 sampler.gibbs_steps=1 evaluation.num_rows=50"

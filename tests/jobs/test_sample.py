@@ -15,8 +15,9 @@ from point_models import point_model
 
 from data_prep.celeba import crop_photograph
 from jobs.sample import main
-from pipeline.packaged import PackagedAutoencoder, PackagedBeam
-from pipeline.registry import promote_if_better, register_autoencoder, register_beam
+from pipeline.packages.models import PackagedAutoencoder, PackagedBeam
+from pipeline.registry.promotion import promote_if_better
+from pipeline.registry.register import register_autoencoder, register_beam
 
 MODEL = "models:/synthetic-faces-beam@champion"
 

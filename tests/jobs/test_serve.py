@@ -19,8 +19,9 @@ import requests
 from mlflow import MlflowClient
 from PIL import Image
 
-from pipeline.packaged import PackagedBeam
-from pipeline.registry import register_beam, set_candidate
+from pipeline.packages.models import PackagedBeam
+from pipeline.registry.promotion import set_candidate
+from pipeline.registry.register import register_beam
 
 MODEL = "models:/synthetic-faces-beam@candidate"
 PICTURES = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)

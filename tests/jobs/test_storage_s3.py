@@ -14,8 +14,8 @@ from latents import write_latents
 from object_store import ObjectStore
 
 from jobs.train import main
-from pipeline.remote_data import store_shards
-from pipeline.storage import Place
+from pipeline.storage.cache import store_shards
+from pipeline.storage.places import Place
 from pipeline.training.checkpoint import load_latest
 from pipeline.training.loop import read_history
 
@@ -117,8 +117,8 @@ def test_a_store_that_goes_away_does_not_hold_up_the_run(
     """Gone for good right after the run began: the run ends as if nothing was; one line says what is missing."""
     write_latents(tmp_path / "latents")
     assert main(command(tmp_path / "latents", tmp_path / "undisturbed", "run")) == 0
-    monkeypatch.setattr("pipeline.mirror.LAST_SECONDS", 1.0)
-    monkeypatch.setattr("pipeline.mirror.Mirror.start", lambda self: (store.stop(), self._thread.start())[1])
+    monkeypatch.setattr("pipeline.storage.mirror.LAST_SECONDS", 1.0)
+    monkeypatch.setattr("pipeline.storage.mirror.Mirror.start", lambda self: (store.stop(), self._thread.start())[1])
     assert main(command(tmp_path / "latents", tmp_path, "run", "s3://beam/kept")) == 0
     assert_same(tmp_path / "runs" / "run", tmp_path / "undisturbed" / "runs" / "run")
     store.start()

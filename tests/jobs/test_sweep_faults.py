@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 from mlflow_server import Server
 from test_tracking_faults import UPDATES, assert_bits_of_an_undisturbed_run, assert_complete, command
 
-from pipeline.spool import Spool
+from pipeline.tracking.journal import Spool
 from pipeline.training.loop import read_history
 
 ROOT = Path(__file__).parents[2]

@@ -12,10 +12,10 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-import pipeline.tracking as tracking_module
+import pipeline.tracking.tracker as tracking_module
 from pipeline.config import RunConfig
 from pipeline.provenance import environment_tags, project_root, without_secrets
-from pipeline.tracking import Tracker, TrackingError, deliver, tracking_uri
+from pipeline.tracking.tracker import Tracker, TrackingError, deliver, tracking_uri
 
 TAGS = {"dataset": "synthetic-faces", "data_hash": "abc"}
 HOUR = 3600.0

@@ -16,7 +16,7 @@ from jobs.ray_session import prepare_environment, ray_session
 from jobs.recipes import recipe
 from jobs.spaces import changed_in_flight, space_of
 from jobs.trial import Segment, SweepPlan, folder_of, seeded
-from pipeline.registry import load_model
+from pipeline.registry.fetch import load_model
 from pipeline.training.loop import read_history
 
 ROOT = Path(__file__).parents[2]

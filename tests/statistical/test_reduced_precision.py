@@ -12,9 +12,9 @@ import torch
 from laws import Table, assert_follows, assert_histogram, cell_of, start_at
 from small import small_rbm
 
+from pipeline.device.precision import Products, rounding_operands, rounds_natively
 from pipeline.models.rbm import RBM
 from pipeline.models.units import Bernoulli
-from pipeline.precision import Products, rounding_operands, rounds_natively
 from pipeline.samplers.driven import plain_gibbs
 from pipeline.samplers.gibbs import ChainState
 from pipeline.streams import RowStreams, stream

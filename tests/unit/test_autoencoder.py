@@ -17,6 +17,7 @@ from pipeline.config import (
     RunConfig,
     Schedules,
 )
+from pipeline.device.precision import choose_precision
 from pipeline.models.autoencoder import (
     Autoencoder,
     decode_latents,
@@ -24,7 +25,6 @@ from pipeline.models.autoencoder import (
     from_pixels,
     to_pixels,
 )
-from pipeline.precision import choose_precision
 from pipeline.streams import stream
 from pipeline.training.autoencoder import AutoencoderObjective
 from pipeline.training.objective import NonFinite

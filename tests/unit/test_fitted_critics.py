@@ -6,13 +6,13 @@ from torch import Tensor
 
 from pipeline.comm import Comm
 from pipeline.config import AnyCriticConfig, CriticConfig, ForestCriticConfig, NetworkCriticConfig
-from pipeline.critics.build import build_recall
+from pipeline.critics.adversary import ReplicatedAdversary
+from pipeline.critics.build import build_adversary
 from pipeline.critics.critic import Critic
 from pipeline.critics.forest import ForestCritic
-from pipeline.critics.memory import Memory, Wire
+from pipeline.critics.memory import FeatureEncoding, Memory
 from pipeline.critics.neighbors import BACKENDS, NeighborCritic
 from pipeline.critics.network import NetworkCritic, logistic_loss
-from pipeline.critics.recall import ReplicatedRecall
 
 SIZE = 7
 
@@ -31,8 +31,8 @@ def queries(rows: int = 11, dtype: torch.dtype = torch.float32) -> Tensor:
 
 def build(config: AnyCriticConfig, seed: int = 0, dtype: torch.dtype = torch.float32) -> Critic:
     """For 31 particles in 3 blocks and batches of 29, the smallest of 5."""
-    recall = build_recall(config, seed, Comm(), Wire(SIZE, dtype, "float32"), [11, 10, 10], 29, 5)
-    assert isinstance(recall, ReplicatedRecall)
+    recall = build_adversary(config, seed, Comm(), FeatureEncoding(SIZE, dtype, "float32"), [11, 10, 10], 29, 5)
+    assert isinstance(recall, ReplicatedAdversary)
     return recall.critic
 
 

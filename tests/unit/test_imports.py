@@ -11,24 +11,9 @@ FOLDERS = ("pipeline", "jobs", "data_prep")
 
 ONLY_IN: dict[str, tuple[str, ...]] = {
     "ray": ("jobs",),
-    "mlflow": (
-        "pipeline.tracking",
-        "pipeline.tracking_server",
-        "pipeline.delivery",
-        "pipeline.tracking_check",
-        "pipeline.registry",
-        "pipeline.versions",
-        "pipeline.fetched",
-        "pipeline.promotion",
-        "pipeline.model_folder",
-    ),
+    "mlflow": ("pipeline.tracking", "pipeline.registry"),
     "faiss": ("pipeline.critics.faiss_search",),
-    "triton": (
-        "pipeline.samplers.fused",
-        "pipeline.samplers.fused_kernels",
-        "pipeline.training.fused_update",
-        "pipeline.training.fused_kernels",
-    ),
+    "triton": ("pipeline.fused",),
     "sklearn": ("pipeline.critics.forest", "data_prep.mnist"),
     "webdataset": ("pipeline.data.shards", "data_prep"),
     "torch.distributed": ("pipeline.comm",),
@@ -44,41 +29,34 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
 }
 """A package -> the modules (with all below them) that may import it; everybody else may not."""
 
-MODELS = (
-    "pipeline.config",
-    "pipeline.comm",
-    "pipeline.streams",
-    "pipeline.precision",
-    "pipeline.captured",
-    "pipeline.models",
-)
-MIDDLE = (
-    *MODELS,
-    "pipeline.gradients",
-    "pipeline.optimizers",
-    "pipeline.schedules",
-    "pipeline.critics",
-    "pipeline.samplers",
-    "pipeline.metrics",
-    "pipeline.data",
-    "pipeline.disk",
-)
+_BASE = ("config", "comm", "streams", "files", "disk")
+_MODELS = (*_BASE, "device", "models")
+_MATHEMATICS = (*_MODELS, "learning", "data", "samplers", "metrics", "critics")
+_ROOMS: dict[str, tuple[str, ...]] = {
+    "config": (),
+    "comm": (),
+    "streams": (),
+    "disk": (),
+    "provenance": (),
+    "device": ("comm",),
+    "models": (*_BASE, "device"),
+    "learning": _MODELS,
+    "data": _BASE,
+    "samplers": _MODELS,
+    "metrics": (*_MODELS, "data", "samplers"),
+    "critics": (*_MODELS, "learning", "metrics"),
+    "training": _MATHEMATICS,
+    "fused": (*_MATHEMATICS, "training"),
+    "storage": (*_BASE, "data"),
+    "tracking": (*_BASE, "provenance", "data"),
+    "packages": (*_MODELS, "data", "samplers"),
+    "registry": (*_BASE, "provenance", "packages", "tracking", "storage"),
+}
+"""A room of pipeline/, from the ground up -> the rooms below it from which it may import."""
+_ROOMS["training"] += ("fused",)
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
-    "pipeline.captured": (),
-    "pipeline.config": (),
-    "pipeline.comm": (),
-    "pipeline.streams": (),
-    "pipeline.disk": (),
-    "pipeline.precision": ("pipeline.comm",),
+    **{f"pipeline.{room}": tuple(f"pipeline.{r}" for r in (*below, room)) for room, below in _ROOMS.items()},
     "pipeline.data.batches": ("pipeline.comm", "pipeline.streams"),
-    "pipeline.models": MODELS,
-    "pipeline.samplers": (*MODELS, "pipeline.samplers"),
-    "pipeline.gradients": MIDDLE,
-    "pipeline.optimizers": MIDDLE,
-    "pipeline.schedules": MIDDLE,
-    "pipeline.critics": MIDDLE,
-    "pipeline.metrics": MIDDLE,
-    "pipeline.data": MIDDLE,
     "pipeline": ("pipeline",),
     "data_prep": ("pipeline", "data_prep"),
     "jobs": FOLDERS,
@@ -171,9 +149,9 @@ def test_the_table_fits_the_files() -> None:
         ("pipeline.critics.neighbors", "import faiss.contrib.torch_utils"),
         ("pipeline.critics.neighbors", "from sklearn.ensemble import RandomForestClassifier"),
         ("pipeline.data.batches", "try:\n    import webdataset as wds\nexcept ImportError:\n    pass"),
-        ("pipeline.gradients", "import torch.distributed as dist"),
-        ("pipeline.gradients", "from torch import distributed"),
-        ("pipeline.gradients", "import torch\ntorch.distributed.all_reduce(x)"),
+        ("pipeline.learning.weights", "import torch.distributed as dist"),
+        ("pipeline.learning.weights", "from torch import distributed"),
+        ("pipeline.learning.weights", "import torch\ntorch.distributed.all_reduce(x)"),
         ("pipeline.training.beam", "from torch.nn.parallel import DistributedDataParallel"),
         ("pipeline.training.beam", "import importlib\nimportlib.import_module('matplotlib.pyplot')"),
         ("pipeline.training.beam", "plt = __import__('matplotlib')"),
@@ -183,8 +161,8 @@ def test_the_table_fits_the_files() -> None:
         ("pipeline.models.rbm", "from ..samplers import gibbs"),
         ("pipeline.samplers.driven", "from pipeline.critics.memory import Memory"),
         ("pipeline.critics.neighbors", "from pipeline.training.beam import Beam"),
-        ("pipeline.metrics.exact", "import pipeline.tracking"),
-        ("pipeline.gradients", "from pipeline import registry"),
+        ("pipeline.metrics.exact", "import pipeline.tracking.tracker"),
+        ("pipeline.learning.weights", "from pipeline import registry"),
         ("pipeline.config", "from pipeline.models.rbm import RBM"),
         ("pipeline.comm", "from . import config"),
         ("pipeline.streams", "import pipeline.comm"),

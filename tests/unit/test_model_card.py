@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from pipeline.model_card import DRIVEN_MEANS, Measured, measured, model_card
+from pipeline.registry.card import DRIVEN_MEANS, Measured, measured, model_card
 
 PROVENANCE = {
     "mlflow.source.git.commit": "abc123",

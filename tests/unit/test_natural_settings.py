@@ -17,8 +17,8 @@ from pipeline.config import (
     SamplerConfig,
     Schedules,
 )
-from pipeline.optimizers import build_optimizer
-from pipeline.schedules import noise_std
+from pipeline.learning.adam import build_optimizer
+from pipeline.learning.schedule import noise_std
 
 
 def small(**model: object) -> RunConfig:

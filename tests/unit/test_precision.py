@@ -6,10 +6,10 @@ import pytest
 import torch
 from test_beam_invariance import rows_for, tiny
 
-from pipeline import precision
 from pipeline.comm import Comm
 from pipeline.config import ConfigError, RBMConfig, RunConfig
-from pipeline.precision import Products, choose_for_sweeps, rounding_operands, rounds_natively
+from pipeline.device import precision
+from pipeline.device.precision import Products, choose_for_sweeps, rounding_operands, rounds_natively
 from pipeline.training.beam import BeamObjective
 
 WAYS = pytest.mark.parametrize(

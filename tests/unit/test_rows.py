@@ -15,7 +15,7 @@ from pipeline.config import ConfigError, RunConfig
 from pipeline.data.mixtures import moved, ring
 from pipeline.data.rows import load_rows, read_scaling
 from pipeline.data.shards import Manifest, ShardError, SplitEntry, load_split, write_shard
-from pipeline.packaged import PackagedBeam
+from pipeline.packages.models import PackagedBeam
 from pipeline.samplers.gibbs import ChainState
 from pipeline.samplers.protocols import WideStart
 

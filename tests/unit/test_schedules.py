@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.config import Cosine, PowerLaw
-from pipeline.schedules import learning_rate
+from pipeline.learning.schedule import learning_rate
 
 
 def test_power_law_steps_down_once_per_decay_unit() -> None:

@@ -15,9 +15,9 @@ import torch
 
 from data_prep.manifest import write_manifest
 from pipeline.data.shards import Manifest, SplitEntry, file_hash, read_manifest, write_shard
-from pipeline.mirror import Mirror, pull, read_index
-from pipeline.remote_data import fetch, store_shards
-from pipeline.storage import Absent, Place, StorageError, is_url
+from pipeline.storage.cache import fetch, store_shards
+from pipeline.storage.mirror import Mirror, pull, read_index
+from pipeline.storage.places import Absent, Place, StorageError, is_url
 from pipeline.training.checkpoint import load_latest, save_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -199,8 +199,8 @@ def test_a_damaged_or_hostile_index_is_refused(place: Place, tmp_path: Path) -> 
 KILLED_UPLOAD = """
 import sys
 from pathlib import Path
-from pipeline.mirror import Mirror
-from pipeline.storage import Place
+from pipeline.storage.mirror import Mirror
+from pipeline.storage.places import Place
 mirror = Mirror(Path(sys.argv[1]), Place(sys.argv[2]))
 store = mirror._store
 def slowly(name):
@@ -284,7 +284,7 @@ def test_other_shards_of_the_same_names_and_sizes_replace_the_first_here_and_the
     for seed in (1, 2):
         make_shards(tmp_path / f"shards-{seed}", seed)
         store_shards(tmp_path / f"shards-{seed}", place.url)
-        code = "import sys; from pathlib import Path; from pipeline.remote_data import fetch; "
+        code = "import sys; from pathlib import Path; from pipeline.storage.cache import fetch; "
         code += "fetch(sys.argv[1], Path(sys.argv[2]))"
         command = [sys.executable, "-c", code, place.url, str(tmp_path / "cache")]
         subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
@@ -338,7 +338,7 @@ def test_the_cache_of_fetched_data_is_bounded_and_keeps_what_is_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BEAM_FETCHED_GB", "0.00025")
-    code = "import sys; from pathlib import Path; from pipeline.remote_data import fetch; fetch(sys.argv[1], Path(sys.argv[2]))"
+    code = "import sys, pathlib, pipeline.storage.cache as c; c.fetch(sys.argv[1], pathlib.Path(sys.argv[2]))"
     cache = tmp_path / "cache"
 
     def elsewhere(name: str) -> None:

@@ -11,9 +11,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from pipeline.package_files import KINDS, PackageError
+from pipeline.packages.files import KINDS, PackageError
 from pipeline.provenance import without_secrets
-from pipeline.tracking import sqlite_file, tracking_uri  # before mlflow: it sets what mlflow reads at its import
+from pipeline.tracking.tracker import (  # before mlflow: it sets what mlflow reads at its import
+    sqlite_file,
+    tracking_uri,
+)
 
 # isort: split
 from mlflow import MlflowClient

@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from pipeline.model_inputs import SAMPLE_DEFAULTS, cell_mask, check_parameters, unit_mask
-from pipeline.packaged import Packaged, PackagedAutoencoder, PackagedBeam
+from pipeline.packages.inputs import SAMPLE_DEFAULTS, cell_mask, check_parameters, unit_mask
+from pipeline.packages.models import Packaged, PackagedAutoencoder, PackagedBeam
 from pipeline.samplers.protocols import ROWS_PER_BLOCK
 
 DEFAULTS: dict[str, Any] = {

@@ -14,7 +14,7 @@ class _Held(NamedTuple):
     result: Any
 
 
-class Captured:
+class Graphs:
     """Computations as graphs, one per key: the first call of a key launches, the second captures, later ones replay.
 
     A computation with the same key makes the same launches on the same tensors, which it may change, never waits for the device
@@ -52,7 +52,7 @@ class Captured:
         self._pool = None  # one that has lost its graphs cannot be captured into again
 
 
-class Later:
+class PendingCopy:
     """A value that is on its way from a device to the host, while more is launched."""
 
     def __init__(self, value: Tensor):

@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from pipeline.provenance import without_secrets
-from pipeline.scores import Promotion, compare_scores
-from pipeline.versions import (
+from pipeline.registry.scores import Promotion, compare_scores
+from pipeline.registry.versions import (
     CANDIDATE,
     CHAMPION,
     RegistryError,

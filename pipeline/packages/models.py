@@ -15,7 +15,6 @@ from torch import Tensor
 
 from pipeline.config import AutoencoderConfig, RBMConfig, RunConfig
 from pipeline.data.shards import Whitening
-from pipeline.model_inputs import Data, as_clamped, as_pixels, as_points, check_parameters, clamped_pixels
 from pipeline.models.autoencoder import (
     NUM_FEATURES,
     Autoencoder,
@@ -25,7 +24,7 @@ from pipeline.models.autoencoder import (
 )
 from pipeline.models.rbm import RBM
 from pipeline.models.units import Gaussian
-from pipeline.package_files import (
+from pipeline.packages.files import (
     FLOATS,
     PackageError,
     Tensors,
@@ -37,6 +36,7 @@ from pipeline.package_files import (
     refuse_unknown,
     write_package,
 )
+from pipeline.packages.inputs import Data, as_clamped, as_pixels, as_points, check_parameters, clamped_pixels
 from pipeline.samplers.clamped import draw_clamped
 from pipeline.samplers.driven import DrivenGibbs, GammaProcess
 from pipeline.samplers.gibbs import ChainState

@@ -95,7 +95,7 @@ class PaysageAdam(Adam):
 def build_optimizer(module: nn.Module, config: AnyOptimizerConfig, maximize: bool) -> Adam:
     """The configured Adam over all parameters of `module`; with `maximize` it ascends along `p.grad`.
 
-    Raises ConfigError for a natural gradient, which is no optimizer over gradients alone (pipeline/natural_gradient.py).
+    Raises ConfigError for a natural gradient, which is not an optimizer over gradients alone (natural_gradient.py).
     """
     if not isinstance(config, OptimizerConfig):
         raise ConfigError(f"optimizer.kind = {type(config).__name__!r}: must be OptimizerConfig for this model")

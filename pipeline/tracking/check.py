@@ -4,12 +4,12 @@ import tempfile
 from pathlib import Path
 
 from pipeline.provenance import without_secrets
-from pipeline.tracking_server import TrackingError, tracking_uri
+from pipeline.tracking.server import TrackingError, tracking_uri
 
 # isort: split
 from mlflow import MlflowClient
 
-from pipeline.delivery import experiment_id
+from pipeline.tracking.delivery import experiment_id
 
 
 def check_tracking(experiment: str) -> str:

@@ -8,14 +8,14 @@ from torch import Tensor
 
 from pipeline.comm import Comm, PendingGather
 from pipeline.critics.critic import Critic
-from pipeline.critics.memory import Memory, Wire
+from pipeline.critics.memory import FeatureEncoding, Memory
 
 CRITIC_DOES_NOT_FIT = (
     "the checkpoint's critic does not fit this run: start from one before the adversary, or use the same kind of critic"
 )
 
 
-class Recall(Protocol):
+class Adversary(Protocol):
     """Each step: `ready`, then `score` as often as needed, then `remember`. All workers make the same calls."""
 
     def ready(self, step: int) -> bool:
@@ -70,17 +70,17 @@ def saved_memory(state: dict[str, Tensor], device: torch.device) -> Memory | Non
     return Memory(state["memory.features"].to(device), int(state["memory.num_data"]))
 
 
-class ReplicatedRecall:
+class ReplicatedAdversary:
     """Every worker holds all rows: they are gathered while the next sweeps run."""
 
-    def __init__(self, critic: Critic, wire: Wire, comm: Comm, block_chains: list[int]):
+    def __init__(self, critic: Critic, wire: FeatureEncoding, comm: Comm, block_chains: list[int]):
         """Nothing is remembered yet; `block_chains` are the particles of all blocks."""
         self.critic, self.wire, self.comm, self.block_chains = critic, wire, comm, block_chains
         self.memory: Memory | None = None
         self._coming: tuple[PendingGather, PendingGather, int] | None = None
 
     def ready(self, step: int) -> bool:
-        """See Recall."""
+        """See Adversary."""
         memory = self._take()
         if memory is None:
             return False
@@ -88,14 +88,14 @@ class ReplicatedRecall:
         return True
 
     def score(self, queries: list[Tensor], block_rows: list[int], own: bool) -> list[Tensor]:
-        """See Recall. Block by block: a search of other numbers of rows may differ in bits."""
+        """See Adversary. Block by block: a search of other numbers of rows may differ in bits."""
         assert self.memory is not None
         blocks = self.comm.my_blocks(len(block_rows))
         firsts = [sum(block_rows[:block]) if own else None for block in blocks]
         return [self.critic.score(rows, self.memory, first) for rows, first in zip(queries, firsts)]
 
     def remember(self, data: list[Tensor], particles: list[Tensor], data_rows: list[int]) -> None:
-        """See Recall."""
+        """See Adversary."""
         empty = torch.zeros(0, self.wire.num_features, dtype=self.wire.dtype, device=self.comm.device)
         self._coming = (
             self.comm.gather_async(self.wire.pack(torch.cat(data or [empty])), self.comm.rows_per_rank(data_rows)),
@@ -113,7 +113,7 @@ class ReplicatedRecall:
         return self.memory
 
     def state(self) -> dict[str, Tensor]:
-        """See Recall."""
+        """See Adversary."""
         memory = self._take()
         if memory is not None:
             digest = hashlib.sha256(memory.features.cpu().contiguous().numpy().tobytes()).digest()
@@ -121,7 +121,7 @@ class ReplicatedRecall:
         return memory_state(memory, self.critic.state())
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """See Recall."""
+        """See Adversary."""
         saved = {k.removeprefix("critic."): v for k, v in state.items() if k.startswith("critic.")}
         self.critic.load_state(saved)
         # before the first memory a run may go on with another critic: it has learned nothing yet

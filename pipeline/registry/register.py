@@ -4,7 +4,7 @@ A registered model is named after its data set and kind (`celeba-beam`, `synthet
 set cannot take the place of another's. Alias `candidate` is the newest one worth a look; `champion` the best by its
 score (smaller is better) on one content of the data: scores on other data are not comparable.
 
-Versions hold what pipeline/package_files.py writes, safetensors and JSON, and a card for people; model_folder.py checks
+Versions hold what pipeline/packages/files.py writes, safetensors and JSON, and a card for people; model_folder.py checks
 all of it before anything is used. versions.py finds versions, fetched.py loads and copies them, promotion.py decides on
 champions; what jobs need of the three is here as well. Every call names its server; nothing here changes MLflow's
 process-wide tracking URI.
@@ -22,25 +22,19 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import flatten
-from pipeline.fetched import FetchedModel, fetch_model, load_model, pull_model, verify_model
-from pipeline.model_card import RECONSTRUCTION, Measured, model_card
-from pipeline.model_folder import CARD_NAME, DATA, LOADER, PICTURES, open_model, package_folder
-from pipeline.packaged import Packaged, PackagedAutoencoder, PackagedBeam, load_package
-from pipeline.prediction import DEFAULTS, predict
-from pipeline.promotion import Promotion, champion_history, promote, promote_if_better, rollback, set_candidate
-from pipeline.scores import score_tags
-from pipeline.tracking import tracking_uri  # before mlflow: it sets what mlflow reads at its import
-from pipeline.versions import (
-    CANDIDATE,
-    CHAMPION,
+from pipeline.packages.models import Packaged, PackagedAutoencoder, PackagedBeam, load_package
+from pipeline.packages.prediction import DEFAULTS, predict
+from pipeline.registry.card import RECONSTRUCTION, Measured, model_card
+from pipeline.registry.mlflow_folder import CARD_NAME, DATA, LOADER, PICTURES, open_model, package_folder
+from pipeline.registry.scores import score_tags
+from pipeline.registry.versions import (
     ModelVersionInfo,
     RegistryError,
-    find_model,
     find_version,
-    list_versions,
     model_name,
     version_info,
 )
+from pipeline.tracking.tracker import tracking_uri  # before mlflow: it sets what mlflow reads at its import
 
 # isort: split
 import mlflow.pyfunc
@@ -50,31 +44,6 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.types.schema import ParamSchema, ParamSpec, Schema, TensorSpec
-
-__all__ = [
-    "CANDIDATE",
-    "CHAMPION",
-    "FetchedModel",
-    "ModelVersionInfo",
-    "Promotion",
-    "RegistryError",
-    "RequestError",
-    "champion_history",
-    "fetch_model",
-    "find_model",
-    "find_version",
-    "list_versions",
-    "load_model",
-    "model_name",
-    "promote",
-    "promote_if_better",
-    "pull_model",
-    "register_autoencoder",
-    "register_beam",
-    "rollback",
-    "set_candidate",
-    "verify_model",
-]
 
 MAX_DESCRIPTION = 5000
 """Characters that MLflow's databases keep of a version's description."""

@@ -22,7 +22,7 @@ from typing import IO, Any
 from tqdm import tqdm
 
 from pipeline.data.shards import MANIFEST_NAME, Manifest, ShardError, read_manifest
-from pipeline.storage import Absent, Item, Place, StorageError
+from pipeline.storage.places import Absent, Item, Place, StorageError
 
 SUMS = "SHA256SUMS"
 UPLOADING = "uploading.json"

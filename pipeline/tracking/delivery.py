@@ -16,8 +16,8 @@ from typing import Any
 from filelock import Timeout
 
 from pipeline.config import flatten
-from pipeline.spool import Sent, Spool
-from pipeline.tracking_server import TrackingError, first_line, is_refused, sqlite_file
+from pipeline.tracking.journal import Sent, Spool
+from pipeline.tracking.server import TrackingError, first_line, is_refused, sqlite_file
 
 # isort: split
 from mlflow import MlflowClient

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.model_folder import model_files, open_model, package_folder
-from pipeline.packaged import Packaged, PackageError, verify_package
-from pipeline.tracking import tracking_uri  # before mlflow: it sets what mlflow reads at its import
-from pipeline.versions import ModelVersionInfo, RegistryError, asking, find_model, first_line, logged_model
+from pipeline.packages.models import Packaged, PackageError, verify_package
+from pipeline.registry.mlflow_folder import model_files, open_model, package_folder
+from pipeline.registry.versions import ModelVersionInfo, RegistryError, asking, find_model, first_line, logged_model
+from pipeline.tracking.tracker import tracking_uri  # before mlflow: it sets what mlflow reads at its import
 
 # isort: split
 import mlflow.artifacts

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from pipeline.package_files import CONFIG_NAME, PackageError, naming, read_config
-from pipeline.packaged import Packaged, load_package, verify_package
-from pipeline.tracking import tracking_uri  # noqa: F401  before mlflow: it sets what mlflow reads at its import
+from pipeline.packages.files import CONFIG_NAME, PackageError, naming, read_config
+from pipeline.packages.models import Packaged, load_package, verify_package
+from pipeline.tracking.tracker import tracking_uri  # noqa: F401  before mlflow: it sets what mlflow reads at its import
 
 # isort: split
 from mlflow.models import Model

@@ -9,17 +9,17 @@ import importlib.util
 import torch
 from torch import Tensor
 
-from pipeline.captured import Captured
 from pipeline.comm import LIMIT, Comm
 from pipeline.config import RBMConfig
+from pipeline.critics.adversary import Adversary, ReplicatedAdversary
 from pipeline.critics.memory import Memory
 from pipeline.critics.neighbors import NeighborCritic, mixed_order
-from pipeline.critics.recall import Recall, ReplicatedRecall
 from pipeline.critics.search import search_torch
+from pipeline.device.graphs import Graphs
+from pipeline.fused.sweeps import FusedGibbs, Tile, operand_form
+from pipeline.learning.adam import Adam
 from pipeline.models.rbm import RBM, Hidden
 from pipeline.models.units import Gaussian
-from pipeline.optimizers import Adam
-from pipeline.samplers.fused import FusedGibbs, Tile, operand_form
 from pipeline.samplers.gibbs import ChainState
 from pipeline.training.ascent import Ascent
 from pipeline.training.block import Block, Particles
@@ -28,7 +28,7 @@ from pipeline.training.terms import Terms
 if importlib.util.find_spec("triton"):
     import triton
 
-    from pipeline.training import fused_kernels as kernels
+    from pipeline.fused import update_kernels as kernels
 
 _MOST_ROWS = 8192
 """Chains and data rows of an update up to which launches cost more than what they do; a graph holds its memory for good."""
@@ -38,7 +38,7 @@ _MEANS, _GRADIENT = Tile(16, 32, 128, 4, 3), Tile(64, 32, 32, 4, 3)
 _DISTANCES = Tile(8, 32, 32, 4, 3)
 
 
-def can_fuse_update(comm: Comm, recall: Recall | None, feature: str, optimizer: object, rows: int) -> bool:
+def can_fuse_update(comm: Comm, recall: Adversary | None, feature: str, optimizer: object, rows: int) -> bool:
     """True for one worker with standard Adam whose critic, if any, looks for neighbors among features that are no draws.
 
     With more than 1024 rows the search is the critic's own, and has to be torch's: faiss cannot be captured in a graph.
@@ -47,7 +47,7 @@ def can_fuse_update(comm: Comm, recall: Recall | None, feature: str, optimizer: 
         return False
     if recall is None:
         return True
-    if not isinstance(recall, ReplicatedRecall) or not isinstance(recall.critic, NeighborCritic):
+    if not isinstance(recall, ReplicatedAdversary) or not isinstance(recall.critic, NeighborCritic):
         return False
     return (rows <= _MOST_REMEMBERED or recall.critic.search is search_torch) and feature != "hidden_sample"
 
@@ -60,7 +60,7 @@ class FusedUpdate:
         rbm: RBM,
         sweeps: FusedGibbs,
         rows: Tensor,
-        recall: Recall | None,
+        recall: Adversary | None,
         feature: str,
         ascent: Ascent,
         graph: bool,
@@ -80,9 +80,9 @@ class FusedUpdate:
             isinstance(rbm.config, RBMConfig)
             and sweeps.statistics.data_ptr() == rows[-len(sweeps.visible) :].data_ptr()
         )
-        assert recall is None or isinstance(recall, ReplicatedRecall)
+        assert recall is None or isinstance(recall, ReplicatedAdversary)
         self.rbm, self.sweeps, self.rows, self.recall, self.feature = rbm, sweeps, rows, recall, feature
-        self.ascent, self.graphs = ascent, Captured(graph)
+        self.ascent, self.graphs = ascent, Graphs(graph)
         num_visible, num_hidden = rbm.weights.shape
         self.num_chains, self.most_data = len(sweeps.visible), len(rows) - len(sweeps.visible)
         self.states = rows.new_zeros(len(rows), num_hidden)

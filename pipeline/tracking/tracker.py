@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.provenance import environment_tags, without_secrets
-from pipeline.spool import Spool
-from pipeline.tracking_server import TrackingError, first_line, is_away, is_refused, sqlite_file, tracking_uri
+from pipeline.tracking.journal import Spool
+from pipeline.tracking.server import TrackingError, first_line, is_away, is_refused, sqlite_file, tracking_uri
 
 # isort: split
 from mlflow import MlflowClient
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-from pipeline.delivery import Delivery, deliver
+from pipeline.tracking.delivery import Delivery, deliver
 
 __all__ = ["Tracker", "TrackingError", "deliver", "is_away", "is_refused", "run_tags", "sqlite_file", "tracking_uri"]
 

@@ -7,7 +7,7 @@ first, then particles; everything is float32.
 import triton
 import triton.language as tl
 
-from pipeline.samplers.fused_kernels import product
+from pipeline.fused.sweep_kernels import product
 
 
 @triton.jit

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.captured import Captured
+from pipeline.device.graphs import Graphs
 from pipeline.models.rbm import RBM
 from pipeline.models.units import Bernoulli, Gaussian
 from pipeline.samplers.driven import DrivenGibbs
@@ -25,7 +25,7 @@ from pipeline.samplers.gibbs import ChainState
 if importlib.util.find_spec("triton"):
     import triton
 
-    from pipeline.samplers import fused_kernels as kernels
+    from pipeline.fused import sweep_kernels as kernels
 
 
 Last = tuple[Tensor | None, Tensor | None]
@@ -93,7 +93,7 @@ class FusedGibbs:
             tile: of a launch; default: choose_tile.
         """
         self.rbm, self.sampler, self.first, self.seed = rbm, sampler, first_particle, seed
-        self.graphs = Captured(graph)
+        self.graphs = Graphs(graph)
         self.precision, self.statistics_sweeps = precision, statistics_sweeps
         (num_visible, num_hidden), device = rbm.weights.shape, rbm.weights.device
 

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from pipeline.data.shards import canonical_hash
-from pipeline.storage import CHUNK, Absent, Place, StorageError
+from pipeline.storage.places import CHUNK, Absent, Place, StorageError
 
 INDEX = "index.json"
 VERSION = 1
