@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from data_prep.mnist import read_part
+from pipeline.build import build_beam
 from pipeline.comm import Comm
 from pipeline.config import (
     AnyCriticConfig,
@@ -67,7 +68,7 @@ def main() -> None:
     rows += 0.01 * torch.randn(rows.shape, generator=torch.Generator().manual_seed(0))  # pixels that are always 0
 
     def objective(config: RunConfig) -> BeamObjective:
-        return BeamObjective(config, rows[1000:], rows[:1000], Comm())
+        return build_beam(config, rows[1000:], rows[:1000], Comm())
 
     likelihood = objective(BASE)
     for step in range(WARM_UP):

@@ -19,6 +19,7 @@ import torch
 
 from benchmarks.loops import Problem, plain_loop
 from benchmarks.machine import revision, write_result
+from pipeline.build import build_beam
 from pipeline.comm import Comm
 from pipeline.config import (
     CriticConfig,
@@ -30,6 +31,7 @@ from pipeline.config import (
     SamplerConfig,
     Schedules,
 )
+from pipeline.fused.sweeps import FusedChains
 from pipeline.training.beam import BeamObjective
 
 ROUNDS = 7
@@ -54,7 +56,7 @@ def objective(rows: torch.Tensor, chains: int, sweeps: int, kernel: Kernel, gamm
         schedules=Schedules(Phase(updates=0), Phase(updates=10**6, gamma=gamma)),
         evaluation=EvaluationConfig(num_rows=100),
     )
-    return BeamObjective(config, rows[100:], rows[:100], Comm(device=rows.device))
+    return build_beam(config, rows[100:], rows[:100], Comm(device=rows.device))
 
 
 def milliseconds(call: Callable[[], Any], calls: int) -> float:
@@ -77,10 +79,10 @@ def contenders(rows: torch.Tensor, chains: int, sweeps: int) -> dict[str, Callab
 
         def sweep(o: BeamObjective = alone) -> None:
             with torch.no_grad():
-                if o.whole is not None:
-                    o.whole.graphs("bare sweeps", o.whole.sweeps.launch)
+                if isinstance(o.chains, FusedChains):
+                    o.chains.gibbs.sweep(0)
                 else:
-                    o._sweep(0, o.rbm.couplings() if o.fused is None else None)
+                    o.chains.advance(0, o.rbm.couplings())
 
         def update(o: BeamObjective, at: Counter[str]) -> None:
             o.step(at["step"], measure=False)

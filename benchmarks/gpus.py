@@ -22,6 +22,7 @@ from benchmarks.cost_model import Job
 from benchmarks.machine import revision, write_result
 from benchmarks.scaling_cases import HELDOUT_ROWS, TRAIN_ROWS, Mode, config_of
 from benchmarks.workers import Group
+from pipeline.build import build_beam
 from pipeline.comm import Comm
 from pipeline.critics.faiss_search import MissingFaiss, search_faiss
 from pipeline.training.beam import BeamObjective
@@ -67,7 +68,7 @@ def _objective(case: GpuCase, device: str) -> BeamObjective:
     config = dataclasses.replace(config, critic=critic, sampler=sampler)
     comm = Comm.current(torch.device("cuda", torch.cuda.current_device()) if device == "cuda" else device)
     rows = torch.randn(TRAIN_ROWS + HELDOUT_ROWS, job.visible, generator=torch.Generator().manual_seed(0))
-    return BeamObjective(config, rows[HELDOUT_ROWS:], rows[:HELDOUT_ROWS], comm)
+    return build_beam(config, rows[HELDOUT_ROWS:], rows[:HELDOUT_ROWS], comm)
 
 
 def seconds_per_update(case: GpuCase, device: str, first: int, updates: int) -> float:

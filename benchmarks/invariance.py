@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from jobs.recipes import recipe
+from pipeline.build import build_beam
 from pipeline.comm import Comm, ExactSum
 from pipeline.training.beam import BeamObjective
 
@@ -32,8 +33,8 @@ def main() -> None:
         for blocks in (1, 2, 4, 8):
             settings = {"sampler.gibbs_steps": str(sweeps), "sampler.num_blocks": str(blocks)}
             config = recipe("celeba_beam", {**settings, "evaluation.num_rows": "100"})
-            objective = BeamObjective(config, rows, rows[:200], Comm())
-            objective.switch_step = 0  # with the adversary
+            objective = build_beam(config, rows, rows[:200], Comm())
+            objective.schedule.switch_step = 0  # with the adversary
             cases[f"k = {sweeps}, {blocks} blocks"] = objective
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for objective in cases.values():

@@ -73,7 +73,7 @@ def training(pixels: Tensor) -> Case:
     at = {"step": 0}
 
     def ours() -> None:
-        objective.step(at["step"] % objective.total_steps, measure=False)
+        objective.step(at["step"] % objective.schedule.total_steps, measure=False)
         at["step"] += 1
 
     def bare(blocks: int) -> Callable[[], None]:

@@ -25,6 +25,7 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.loops import Problem, Update, plain_loop, tuned_loop
 from benchmarks.peers import rbms_loop, sklearn_loop
+from pipeline.build import build_beam
 from pipeline.comm import Comm
 from pipeline.config import (
     CriticConfig,
@@ -37,7 +38,6 @@ from pipeline.config import (
     Schedules,
 )
 from pipeline.device.precision import rounds_natively
-from pipeline.training.beam import BeamObjective
 
 OURS, BLOCKS, ADVERSARY, ROUNDED = "ours", "ours, 4 blocks", "ours, with the adversary", "ours, bfloat16 sweeps"
 Case = tuple[Problem, dict[str, Callable[[Problem], Update]]]
@@ -58,7 +58,7 @@ def ours(
         schedules=Schedules(Phase(updates=0), Phase(updates=10**6, gamma=gamma)),
         evaluation=EvaluationConfig(num_rows=100),
     )
-    objective = BeamObjective(config, p.rows[100:], p.rows[:100], Comm())
+    objective = build_beam(config, p.rows[100:], p.rows[:100], Comm())
     at = {"step": 0}
 
     def update() -> None:

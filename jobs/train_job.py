@@ -17,15 +17,14 @@ from tqdm import tqdm
 
 from data_prep.manifest import write_json
 from jobs.ray_session import ray_session
+from pipeline.build import build_objective
 from pipeline.comm import Comm
-from pipeline.config import AutoencoderConfig, ConfigError, GANConfig, RBMConfig, RunConfig
+from pipeline.config import AutoencoderConfig, ConfigError, GANConfig, RunConfig
 from pipeline.data.rows import read_scaling
 from pipeline.data.shards import ShardError, read_manifest
 from pipeline.data.sound import load_sound_rows
-from pipeline.training.autoencoder import VALUES, AutoencoderObjective
-from pipeline.training.beam import BeamObjective
+from pipeline.training.autoencoder import VALUES
 from pipeline.training.checkpoint import load_latest
-from pipeline.training.gan import GanObjective
 from pipeline.training.loop import Progress, StopRequest, pick_device, read_history, refuse_another_run, train
 from pipeline.training.objective import Objective
 
@@ -94,10 +93,7 @@ def make_objective(
 ) -> Objective:
     """The objective of `config` on `rows`; None: the job's own. Raises as `load_job_rows`."""
     config, rows = config or RunConfig.from_dict(job.config), rows or load_job_rows(job, comm)
-    if isinstance(config.model, GANConfig):
-        return GanObjective(config, rows.train, rows.valid, comm)
-    objective = BeamObjective if isinstance(config.model, RBMConfig) else AutoencoderObjective
-    return objective(config, rows.train, rows.valid, comm)
+    return build_objective(config, rows.train, rows.valid, comm)
 
 
 def run_worker(job: TrainJob, comm: Comm, stop: StopRequest) -> Iterator[Progress]:

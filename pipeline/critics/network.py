@@ -11,7 +11,7 @@ from pipeline.comm import Comm
 from pipeline.config import NetworkCriticConfig, OptimizerConfig
 from pipeline.critics.critic import score_of
 from pipeline.critics.memory import Memory
-from pipeline.learning.adam import build_optimizer, load_optimizer_state, optimizer_state, set_learning_rate
+from pipeline.learning.adam import build_optimizer, load_optimizer_state, optimizer_state
 from pipeline.streams import stream
 
 
@@ -55,7 +55,7 @@ class NetworkCritic:
         self.config, self.comm = config, comm
         self.network = build_network(config, num_features, seed, dtype).to(comm.device)
         self.optimizer = build_optimizer(self.network, OptimizerConfig(), maximize=False)
-        set_learning_rate(self.optimizer, config.learning_rate)
+        self.optimizer.learning_rate = config.learning_rate
 
     def observe(self, memory: Memory, step: int) -> None:
         """Adam's updates on the memory's logistic loss, critic.updates of them."""

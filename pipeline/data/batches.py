@@ -4,6 +4,8 @@ The order of an epoch is a permutation that depends on (seed, epoch) alone, and 
 alone, so a run resumes at any step with nothing to restore, and all workers agree without talking.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -39,6 +41,10 @@ class Batches:
     def batch(self, step: int, out: Tensor | None = None) -> Tensor:
         """All rows of the batch at `step`, a copy [size(step), ...]; into `out` if given."""
         return self._copied(step, 0, self.size(step), out)
+
+    def blocks(self, step: int, blocks: Iterable[int]) -> list[Tensor]:
+        """Rows of several blocks of the batch at `step`, a copy each."""
+        return [self.block(step, block) for block in blocks]
 
     def block(self, step: int, block: int) -> Tensor:
         """Rows of one block of the batch at `step`, a copy [block_rows(step)[block], ...]."""

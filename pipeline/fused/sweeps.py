@@ -1,4 +1,4 @@
-"""Driven Gibbs on a CUDA device as few launches: all sweeps of an update are one graph of Triton kernels (fused_kernels.py).
+"""Driven Gibbs on a CUDA device as few launches: all sweeps of an update are one graph of Triton kernels (sweep_kernels.py).
 
 Temperatures are Algorithm 1 in another exact form: with nu = 1 / Var and c = (1 - phi) Var, z ~ Poisson(beta phi / c) and
 beta' ~ Gamma(nu + z, c) say that 2 beta' / c is noncentral chi-squared with 2 nu degrees of freedom and noncentrality
@@ -16,11 +16,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pipeline.comm import Comm
+from pipeline.config import SamplerConfig
 from pipeline.device.graphs import Graphs
-from pipeline.models.rbm import RBM
+from pipeline.models.rbm import RBM, Couplings
 from pipeline.models.units import Bernoulli, Gaussian
 from pipeline.samplers.driven import DrivenGibbs
 from pipeline.samplers.gibbs import ChainState
+from pipeline.streams import stream_seed
+from pipeline.training.chains import Chains, Start
 
 if importlib.util.find_spec("triton"):
     import triton
@@ -216,6 +220,54 @@ class FusedGibbs:
             PRECISION=operand_form(x.dtype), EVEN=tile.fits(rows, cols, depth), APPROXIMATE=x.device.type == "cuda",
             BM=tile.rows, BN=tile.cols, BK=tile.depth, num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
+
+
+class FusedChains(Chains):
+    """Chains that stay in the buffers of a FusedGibbs; a worker has at least one."""
+
+    def __init__(
+        self,
+        rbm: RBM,
+        sampler: DrivenGibbs,
+        config: SamplerConfig,
+        start: Start,
+        seed: int,
+        comm: Comm,
+        operands: torch.dtype,
+        data_rows: int = 0,
+    ):
+        """See Chains.
+
+        Args:
+            rbm: see Chains, as all others not named here.
+            sampler: see Chains.
+            config: see Chains.
+            start: see Chains.
+            seed: see Chains.
+            comm: see Chains.
+            operands: of the products, float32 or bfloat16.
+            data_rows: B, for which `rows` has room before the M visible states that enter the statistics.
+        """
+        super().__init__(rbm, sampler, config, start, seed, comm)
+        num_chains, first = (sum(self.block_rows[b] for b in blocks) for blocks in (self.blocks, range(self.blocks[0])))
+        self.rows = rbm.weights.new_zeros(data_rows + num_chains, rbm.config.num_visible)
+        """[B + M, V]"""
+        self.gibbs = FusedGibbs(
+            rbm, sampler, num_chains, first, stream_seed(seed, "fused sweeps"), operands, config.statistics_sweeps,
+            statistics=self.rows[data_rows:], graph=comm.device.type == "cuda",
+        )  # fmt: skip
+        self.states = self.gibbs.hold(self.states)
+
+    def advance(self, step: int, couplings: Couplings) -> list[Tensor]:
+        """See Chains; the kernels fold the couplings themselves."""
+        # copies: the buffer is the next step's
+        return [part.clone() for part in self.gibbs.sweep(step).split([len(state.beta) for state in self.states])]
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """See Chains. All graphs are made anew: a checkpoint brings new tensors of the optimizer, too."""
+        super().load_state(state)
+        self.gibbs.graphs.forget()
+        self.states = self.gibbs.hold(self.states)
 
 
 def operand_form(precision: torch.dtype) -> str:

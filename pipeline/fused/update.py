@@ -1,29 +1,31 @@
 """An update of a BEAM on a CUDA device that works alone, as two graphs of few launches: up to the gradient, and from there.
 
-The sweeps are samplers/fused.py's, the rest fused_kernels.py beside this; the reference is terms.py, to rounding. All rows are
-one block, whatever sampler.num_blocks: the number of blocks does not enter, and bits are those of one worker.
+The sweeps are sweeps.py's, the rest update_kernels.py's; the reference is training/beam.py, to rounding. All rows are one
+block, whatever sampler.num_blocks: the number of blocks does not enter, and bits are those of one worker.
 """
 
 import importlib.util
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipeline.comm import LIMIT, Comm
-from pipeline.config import RBMConfig
+from pipeline.config import RBMConfig, RunConfig
 from pipeline.critics.adversary import Adversary, ReplicatedAdversary
 from pipeline.critics.memory import Memory
 from pipeline.critics.neighbors import NeighborCritic, mixed_order
 from pipeline.critics.search import search_torch
-from pipeline.device.graphs import Graphs
-from pipeline.fused.sweeps import FusedGibbs, Tile, operand_form
+from pipeline.data.batches import Batches
+from pipeline.fused.sweeps import FusedChains, Tile, operand_form
 from pipeline.learning.adam import Adam
 from pipeline.models.rbm import RBM, Hidden
 from pipeline.models.units import Gaussian
-from pipeline.samplers.gibbs import ChainState
-from pipeline.training.ascent import Ascent
-from pipeline.training.block import Block, Particles
-from pipeline.training.terms import Terms
+from pipeline.training.beam import BeamObjective
+from pipeline.training.block import Block, Particles, Rows
+from pipeline.training.guard import Bad, Guard
+from pipeline.training.learners import AdamLearner, Learner
 
 if importlib.util.find_spec("triton"):
     import triton
@@ -38,127 +40,169 @@ _MEANS, _GRADIENT = Tile(16, 32, 128, 4, 3), Tile(64, 32, 32, 4, 3)
 _DISTANCES = Tile(8, 32, 32, 4, 3)
 
 
-def can_fuse_update(comm: Comm, recall: Adversary | None, feature: str, optimizer: object, rows: int) -> bool:
-    """True for one worker with standard Adam whose critic, if any, looks for neighbors among features that are no draws.
+def can_fuse_update(config: RunConfig, comm: Comm, adversary: Adversary | None, learner: Learner) -> bool:
+    """True for one worker with standard Adam whose critic, if any, looks for neighbors among features that are not draws.
 
     With more than 1024 rows the search is the critic's own, and has to be torch's: faiss cannot be captured in a graph.
     """
-    if comm.world_size > 1 or type(optimizer) is not Adam or rows > _MOST_ROWS:
+    assert config.sampler is not None
+    rows = config.data.batch_size + config.sampler.num_chains
+    if not isinstance(learner, AdamLearner) or type(learner.optimizer) is not Adam:
         return False
-    if recall is None:
+    if comm.world_size > 1 or rows > _MOST_ROWS:
+        return False
+    if adversary is None:
         return True
-    if not isinstance(recall, ReplicatedAdversary) or not isinstance(recall.critic, NeighborCritic):
+    if not isinstance(adversary, ReplicatedAdversary) or not isinstance(adversary.critic, NeighborCritic):
         return False
-    return (rows <= _MOST_REMEMBERED or recall.critic.search is search_torch) and feature != "hidden_sample"
+    searches = rows <= _MOST_REMEMBERED or adversary.critic.search is search_torch
+    return searches and adversary.critic.config.feature != "hidden_sample"
+
+
+class LargestGuard(Guard):
+    """Checks the largest magnitude of each sum and of the rows, the one watched value, on one worker."""
+
+    def __init__(self, names: Sequence[str], gradients: Sequence[str], comm: Comm):
+        """`names` of the sums in their order, and those of them that are gradients."""
+        super().__init__(comm)
+        self.names, self.gradients = list(names), frozenset(gradients)
+
+    def look(self, values: Sequence[Tensor]) -> Tensor:
+        """See Guard."""
+        return values[0]
+
+    def bad(self, found: Tensor, values: Sequence[Tensor]) -> Bad | None:
+        """See Guard."""
+        name = next((name for name, fine in zip(self.names, (found < LIMIT).tolist()) if not fine), None)
+        if name is None:
+            return None
+        gradient = "the gradient of " if name in self.gradients else ""
+        return Bad(f"{gradient}{name}", [] if bool(torch.isfinite(found[-1])) else [0])
+
+
+class FusedBeam(BeamObjective):
+    """A BEAM whose update is a FusedUpdate; all else is BeamObjective's."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        batches: Batches,
+        rbm: RBM,
+        chains: FusedChains,
+        learner: Learner,
+        adversary: Adversary | None,
+        *others: Any,
+    ):
+        """See BeamObjective; `chains` have room for a batch of data rows, and `can_fuse_update` is true."""
+        assert isinstance(learner, AdamLearner) and isinstance(adversary, ReplicatedAdversary | None)
+        super().__init__(config, batches, rbm, chains, learner, adversary, *others)
+        feature = config.critic.feature if config.critic else "hidden_mean"
+        self.update = FusedUpdate(rbm, chains, learner, adversary, feature)
+        self.guard = LargestGuard(list(self.update.sums), [name for name, _ in rbm.named_parameters()], self.comm)
+
+    @torch.no_grad()
+    def step(self, step: int, measure: bool) -> dict[str, float]:
+        """See BeamObjective.step: the same order, in two launches."""
+        at, num_data = self.schedule.at(step), self.batches.size(step)
+        data = self.batches.batch(step, out=self.update.data(num_data))
+        self.noisy(list(data.split(self.batches.block_rows(step))), at)
+        memory = self.remembered(step, at)
+        rows, largest = self.update.summed(step, num_data, at.gamma, memory is not None)
+        self.guard.check()  # of the update before
+        self.guard.watch(step, [largest], now=measure)
+        report = self.report(step, at)
+        if measure:
+            report |= self.measured(rows, self.update.mean_score, memory)
+        self.update.ascend(at.rate, num_data, remember=at.gamma < 1)
+        return report
 
 
 class FusedUpdate:
     """Rows, chains, sums and the critic's memory in buffers that graphs can name."""
 
     def __init__(
-        self,
-        rbm: RBM,
-        sweeps: FusedGibbs,
-        rows: Tensor,
-        recall: Adversary | None,
-        feature: str,
-        ascent: Ascent,
-        graph: bool,
+        self, rbm: RBM, chains: FusedChains, learner: AdamLearner, adversary: ReplicatedAdversary | None, feature: str
     ):
         """Make the buffers.
 
         Args:
             rbm: the model.
-            sweeps: of all chains, M; its `statistics` are the last M rows of `rows`.
-            rows: [B + M, V], for at most B data rows; those of a smaller batch end where the particles begin.
-            recall: the critic and its memory, if any phase has an adversary.
+            chains: all M of the run, with room for at most B data rows; those of a smaller batch end where the particles begin.
+            learner: of `rbm`.
+            adversary: the critic and its memory, if any phase has an adversary.
             feature: what the critic sees, "hidden_mean" or "visible".
-            ascent: of `rbm`.
-            graph: capture the launches; needs a CUDA device.
         """
-        assert (
-            isinstance(rbm.config, RBMConfig)
-            and sweeps.statistics.data_ptr() == rows[-len(sweeps.visible) :].data_ptr()
-        )
-        assert recall is None or isinstance(recall, ReplicatedAdversary)
-        self.rbm, self.sweeps, self.rows, self.recall, self.feature = rbm, sweeps, rows, recall, feature
-        self.ascent, self.graphs = ascent, Graphs(graph)
+        assert isinstance(rbm.config, RBMConfig)
+        rows = chains.rows
+        self.rbm, self.gibbs, self.rows, self.adversary, self.feature = rbm, chains.gibbs, rows, adversary, feature
+        self.learner, self.graphs = learner, chains.gibbs.graphs
         num_visible, num_hidden = rbm.weights.shape
-        self.num_chains, self.most_data = len(sweeps.visible), len(rows) - len(sweeps.visible)
+        self.num_chains = len(self.gibbs.visible)
+        self.most_data = len(rows) - self.num_chains
         self.states = rows.new_zeros(len(rows), num_hidden)
         self.sums = {name: torch.zeros_like(p) for name, p in rbm.named_parameters()}
         self.sums["hidden_mean"] = rows.new_zeros(num_hidden)
         self.weights, self.scores = rows.new_zeros(len(rows)), rows.new_zeros(self.num_chains)
         self.mean_score = torch.zeros((), dtype=torch.float64, device=rows.device)
+        """Mean of T over the particles; 0 without a memory."""
         self.square = rows.new_zeros(num_visible)
         self.coupling = rows.new_zeros(-(-num_hidden // _GRADIENT.cols), num_visible)
         features = rows if feature == "visible" else self.states
         self.remembered = torch.zeros_like(features)
         """Features of the update before, placed as the rows are."""
-        few = recall is not None and len(rows) <= _MOST_REMEMBERED
+        few = adversary is not None and len(rows) <= _MOST_REMEMBERED
         self.squared = rows.new_zeros(self.num_chains, len(rows)) if few else None
         self.rate, self._rate = rows.new_zeros(()), 0.0
         self._orders: dict[int, Tensor] = {}
 
     def data(self, num_data: int) -> Tensor:
-        """Where an update's data rows [num_data, V] are to be put."""
+        """The place for an update's data rows [num_data, V]."""
         return self.rows[self.most_data - num_data : self.most_data]
 
-    def hold(self, chains: list[ChainState]) -> list[ChainState]:
-        """FusedGibbs.hold, for a start and after a checkpoint, which brings new tensors of the optimizer."""
-        self.graphs.forget()
-        return self.sweeps.hold(chains)
+    def summed(self, step: int, num_data: int, gamma: float, with_critic: bool) -> tuple[Rows, Tensor]:
+        """Move the chains, and sum the gradient of update `step` over them and the rows in `data`, as one block, into `sums`.
 
-    def terms(self, step: int, num_data: int, gamma: float, with_critic: bool) -> tuple[Terms, Tensor]:
-        """Move the chains and compute the terms of update `step` from them and the rows in `data`, as one block.
-
-        Also the largest magnitude of each sum, and of the rows: what `bad` needs, on the device.
+        Also returns the largest magnitude of each sum, and of the rows, for a LargestGuard.
         """
-        self.sweeps.step.fill_(step)
+        self.gibbs.step.fill_(step)
         memory = self._memory() if with_critic else None
-        key = ("terms", num_data, gamma, memory and memory.num_data)
+        key = ("summed", num_data, gamma, memory and memory.num_data)
         return self.graphs(key, lambda: self._compute(num_data, gamma, memory))
 
     def ascend(self, rate: float, num_data: int, remember: bool) -> None:
-        """Move the parameters along the sums of `terms`, then keep its features for the critic, if asked to."""
+        """Move the parameters along `sums`, then keep the features for the critic, if asked to."""
         if rate != self._rate:
             self.rate.fill_(rate)
             self._rate = rate
         self.graphs(("ascent", num_data, remember), lambda: self._ascend(num_data, remember))
         if remember:
-            assert self.recall is not None
-            self.recall.memory = self._remembered(num_data)
-
-    def bad(self, largest: Tensor) -> tuple[str | None, list[int]]:
-        """The first sum that was not finite or beyond LIMIT, if there is one, and this worker's rank if its rows were not."""
-        fine = (largest < LIMIT).tolist()
-        bad = next((name for name, is_fine in zip(self.sums, fine) if not is_fine), None)
-        return bad, [] if bool(torch.isfinite(largest[-1])) else [0]
+            assert self.adversary is not None
+            self.adversary.memory = self._remembered(num_data)
 
     @torch.no_grad()
     def _ascend(self, num_data: int, remember: bool) -> None:
-        self.ascent.step(self.sums, self.rate)
+        self.learner.move(self.sums, self.rate)
         if remember:
-            assert self.recall is not None
+            assert self.adversary is not None
             features = (self.rows if self.feature == "visible" else self.states)[self.most_data - num_data :]
-            self._remembered(num_data).features.copy_(self.recall.wire.unpack(self.recall.wire.pack(features)))
+            self._remembered(num_data).features.copy_(self.adversary.wire.unpack(self.adversary.wire.pack(features)))
 
     def _remembered(self, num_data: int) -> Memory:
         return Memory(self.remembered[self.most_data - num_data :], num_data)
 
     def _memory(self) -> Memory:
-        """The recall's memory, moved into the buffer if it came from a checkpoint."""
-        assert self.recall is not None and self.recall.memory is not None
-        memory = self.recall.memory
+        """The adversary's memory, moved into the buffer if it came from a checkpoint."""
+        assert self.adversary is not None and self.adversary.memory is not None
+        memory = self.adversary.memory
         mine = self._remembered(memory.num_data)
         if memory.features.data_ptr() != mine.features.data_ptr():
             mine.features.copy_(memory.features)
-            self.recall.memory = mine
+            self.adversary.memory = mine
         return mine
 
     @torch.no_grad()
-    def _compute(self, num_data: int, gamma: float, memory: Memory | None) -> tuple[Terms, Tensor]:
-        self.sweeps.launch()
+    def _compute(self, num_data: int, gamma: float, memory: Memory | None) -> tuple[Rows, Tensor]:
+        self.gibbs.launch()
         rows, states, weights = (x[self.most_data - num_data :] for x in (self.rows, self.states, self.weights))
         features = rows if self.feature == "visible" else states
         self._means(rows, states)
@@ -174,25 +218,27 @@ class FusedUpdate:
         data, particles = rows[:num_data], rows[num_data:]
         data_hidden, hidden = Hidden(states[:num_data], None), Hidden(states[num_data:], None)
         block = Block(
-            data, data_hidden, features[:num_data], Particles(particles, hidden, features[num_data:]),
+            data, data_hidden, features[:num_data],
+            Particles(particles, hidden, features[num_data:], self.gibbs.chains.beta),
             self.scores if memory is not None else None,
         )  # fmt: skip
-        return Terms([block], self.mean_score, self.sums), largest
+        return Rows([block], [num_data], [self.num_chains]), largest
 
     def _means(self, rows: Tensor, states: Tensor) -> None:
         (num_rows, num_visible), num_hidden, tile = rows.shape, states.shape[1], _MEANS
         grid = triton.cdiv(num_rows, tile.rows), triton.cdiv(num_hidden, tile.cols)
         kernels.hidden_means[grid](
-            rows, self.sweeps.exact_to_hidden, self.sweeps.exact_hidden_bias, states, num_rows, num_hidden, num_visible,
+            rows, self.gibbs.exact_to_hidden, self.gibbs.exact_hidden_bias, states, num_rows, num_hidden, num_visible,
             PRECISION=operand_form(rows.dtype), EVEN=tile.fits(num_rows, num_hidden, num_visible),
             BM=tile.rows, BN=tile.cols, BK=tile.depth, num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
 
     def _score(self, queries: Tensor, memory: Memory) -> None:
-        assert self.recall is not None and isinstance(self.recall.critic, NeighborCritic)
-        critic, count = self.recall.critic, len(memory.features)
+        assert self.adversary is not None and isinstance(self.adversary.critic, NeighborCritic)
+        critic, count = self.adversary.critic, len(memory.features)
         if self.squared is None:
-            self.scores.copy_(critic.score(queries, memory, 0))
+            # by torch, whatever search a checkpoint has brought: faiss cannot be captured
+            self.scores.copy_(NeighborCritic(critic.config, search_torch).score(queries, memory, 0))
             return
         config = critic.config
         order = self._orders.get(memory.num_data)

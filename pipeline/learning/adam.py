@@ -18,7 +18,8 @@ class Adam:
     """
 
     def __init__(self, module: nn.Module, betas: tuple[float, float], epsilon: float, maximize: bool):
-        self.parameters = list(module.parameters())
+        self.named = dict(module.named_parameters())
+        self.parameters = list(self.named.values())
         self.betas, self.epsilon, self.maximize = betas, epsilon, maximize
         self.learning_rate: float | Tensor = 0.0
         """A scalar tensor on the parameters' device where the step is captured as a graph."""
@@ -34,6 +35,13 @@ class Adam:
             if p not in self.state:
                 self.state[p] = self.first_state(p)
         self.update([(p, p.grad, self.state[p]) for p in with_gradient])  # type: ignore[misc]
+
+    def step_along(self, sums: dict[str, Tensor], rate: float | Tensor) -> None:
+        """One update at learning rate `rate` with the gradients `sums`, by parameter name; other sums are passed over."""
+        for name, p in self.named.items():
+            p.grad = sums[name].to(p.dtype)  # valid until the next step, like the sums
+        self.learning_rate = rate
+        self.step()
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
@@ -103,11 +111,6 @@ def build_optimizer(module: nn.Module, config: AnyOptimizerConfig, maximize: boo
     return kind(module, (config.beta1, config.beta2), config.epsilon, maximize)
 
 
-def set_learning_rate(optimizer: Adam, value: float | Tensor) -> None:
-    """Use `value` in the next steps."""
-    optimizer.learning_rate = value
-
-
 def optimizer_state(optimizer: Adam, module: nn.Module) -> dict[str, Tensor]:
     """The moments and step counts by `<parameter>.<what>`; empty before the first step."""
     state: dict[str, Tensor] = {}
@@ -115,6 +118,16 @@ def optimizer_state(optimizer: Adam, module: nn.Module) -> dict[str, Tensor]:
         for key, value in optimizer.state.get(parameter, {}).items():
             state[f"{name}.{key}"] = value
     return state
+
+
+def optimizer_shapes(module: nn.Module) -> dict[str, torch.Size]:
+    """Shapes of what `optimizer_state` returns after the first step."""
+    scalar = torch.Size()
+    return {
+        f"{name}.{key}": scalar if key == "step" else p.shape
+        for name, p in module.named_parameters()
+        for key in ("exp_avg", "exp_avg_sq", "step")
+    }
 
 
 def load_optimizer_state(optimizer: Adam, module: nn.Module, state: dict[str, Tensor]) -> None:

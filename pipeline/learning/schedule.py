@@ -1,8 +1,44 @@
-"""From the step of a phase to the value of its learning rate: pure functions of the settings."""
+"""The schedule of a run: from the number of an update to its phase, gamma, learning rate and noise."""
 
 import math
+from typing import NamedTuple
 
-from pipeline.config import Cosine, DataNoise, PowerLaw
+from pipeline.config import Cosine, DataNoise, PowerLaw, Schedules
+
+
+class At(NamedTuple):
+    """The schedule's values for one update."""
+
+    phase: str
+    """Name of the phase, "likelihood" or "adversarial"."""
+    gamma: float
+    """Weight of the likelihood, in [0, 1] (Eq. 9)."""
+    rate: float
+    """Learning rate."""
+    noise: float
+    """Standard deviation of the noise on the data rows."""
+
+
+class Schedule:
+    """Two phases, one after the other; every objective reads its length and its rates here."""
+
+    def __init__(self, schedules: Schedules, steps_per_epoch: int, epochs_scale: float):
+        """Resolve lengths in epochs and decay units to updates; all of them times epochs_scale."""
+        self.schedules, self.steps_per_epoch, self.epochs_scale = schedules, steps_per_epoch, epochs_scale
+        self.switch_step = schedules.likelihood.num_updates(steps_per_epoch, epochs_scale)
+        """First update of the adversarial phase."""
+        self.total_steps = self.switch_step + schedules.adversarial.num_updates(steps_per_epoch, epochs_scale)
+        """Number of updates of the whole run."""
+
+    def at(self, step: int) -> At:
+        """The values of update `step`, from 0."""
+        phase, name, first, end = self.schedules.likelihood, "likelihood", 0, self.switch_step
+        if step >= self.switch_step:
+            phase, name, first, end = self.schedules.adversarial, "adversarial", self.switch_step, self.total_steps
+        rule = phase.learning_rate
+        unit = (rule.decay_updates if isinstance(rule, PowerLaw) else None) or self.steps_per_epoch
+        rate = learning_rate(rule, step - first, end - first, max(1, round(unit * self.epochs_scale)))
+        return At(name, phase.gamma, rate, noise_std(self.schedules.noise, step, self.epochs_scale))
 
 
 def learning_rate(rule: PowerLaw | Cosine, step: int, num_steps: int, decay_updates: int) -> float:

@@ -57,6 +57,19 @@ class DrivenGibbs:
     num_sweeps: int
     min_beta: float = 1e-3
 
+    @property
+    def replicas(self) -> int:
+        """One state per chain."""
+        return 1
+
+    def start(self, chains: ChainState, random: Random) -> ChainState:
+        """The chains with inverse temperatures from the process's stationary law."""
+        return chains._replace(beta=self.process.stationary(chains.beta, random))
+
+    def at_one(self, chains: ChainState) -> ChainState:
+        """All chains: each is at beta = 1 on average, and nothing is reweighted (Algorithm 2)."""
+        return chains
+
     def run(self, rbm: RBM, chains: ChainState, random: Random, couplings: Couplings | None = None) -> ChainState:
         """The chains after `num_sweeps` sweeps; in each, beta moves first, then h, then v.
 

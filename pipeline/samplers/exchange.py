@@ -39,12 +39,17 @@ class ExchangeGibbs:
     betas: tuple[float, ...]
     num_sweeps: int
 
-    def at_temperatures(self, chains: ChainState) -> ChainState:
-        """The chains [T m, .] with beta set by their places."""
+    @property
+    def replicas(self) -> int:
+        """The number of temperatures T."""
+        return len(self.betas)
+
+    def start(self, chains: ChainState, random: Random) -> ChainState:
+        """The chains [T m, .] with beta set by their places; draws nothing."""
         betas = chains.beta.new_tensor(self.betas)
         return chains._replace(beta=betas.repeat_interleave(len(chains.beta) // len(betas))[:, None])
 
-    def coldest(self, chains: ChainState) -> ChainState:
+    def at_one(self, chains: ChainState) -> ChainState:
         """The m chains at beta = 1, views."""
         return ChainState(*(column[: len(column) // len(self.betas)] for column in chains))
 

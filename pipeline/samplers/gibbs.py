@@ -1,7 +1,7 @@
 """Block Gibbs sweeps: draw all hidden units given the visible, then all visible given the hidden."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +20,27 @@ class ChainState(NamedTuple):
     """[M, H], the draw from which `visible` was drawn."""
     beta: Tensor
     """[M, 1], the driven sampler's inverse temperatures; ones for plain Gibbs."""
+
+
+class Sampler(Protocol):
+    """A way to move the persistent chains of one block."""
+
+    @property
+    def replicas(self) -> int:
+        """Chain states per chain: 1, or the number of temperatures of replica exchange."""
+        ...
+
+    def start(self, chains: ChainState, random: Random) -> ChainState:
+        """New chains [replicas m, .] with the inverse temperatures of a start."""
+        ...
+
+    def run(self, rbm: RBM, chains: ChainState, random: Random, couplings: Couplings | None = None) -> ChainState:
+        """The chains after the sampler's Gibbs steps; `couplings` are `rbm.couplings()`, where the caller has them."""
+        ...
+
+    def at_one(self, chains: ChainState) -> ChainState:
+        """The m chains that count as draws from the model, of chain states [replicas m, .]; views."""
+        ...
 
 
 @torch.no_grad()

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from pipeline.comm import Comm, ExactSum, split_rows
-from pipeline.config import AutoencoderConfig, PowerLaw, RunConfig
+from pipeline.config import AutoencoderConfig, RunConfig
 from pipeline.data.batches import Batches
 from pipeline.device.precision import choose_together, computing_in
-from pipeline.learning.adam import build_optimizer, load_optimizer_state, optimizer_state, set_learning_rate
-from pipeline.learning.schedule import learning_rate
+from pipeline.learning.adam import build_optimizer, load_optimizer_state, optimizer_shapes, optimizer_state
+from pipeline.learning.schedule import Schedule
 from pipeline.models.autoencoder import IMAGE_SIZE, Autoencoder, from_pixels
 from pipeline.streams import stream
-from pipeline.training.objective import Evaluation, NonFinite
+from pipeline.training.guard import SumGuard
+from pipeline.training.objective import Evaluation, part_of, prefixed, require_fit, saved
 
 ERROR = "squared error"
 """Name of the summed error among the sums; no parameter's name holds a space."""
@@ -60,19 +61,12 @@ class AutoencoderObjective:
         self.parameters = dict(self.model.named_parameters())
         self.sums = ExactSum({**{name: p.shape for name, p in self.parameters.items()}, ERROR: ()}, comm.device)
         self.error_sum = ExactSum({ERROR: ()}, comm.device)
-        phases, updates = config.schedules, self.batches.steps_per_epoch
-        if phases.adversarial.num_updates(updates, config.epochs_scale):
+        self.guard = SumGuard(self.sums, comm, list(self.parameters))
+        self.schedule = Schedule(config.schedules, self.batches.steps_per_epoch, config.epochs_scale)
+        if self.schedule.switch_step < self.schedule.total_steps:
             raise ValueError(
-                f"schedules.adversarial = {phases.adversarial}: an autoencoder has no adversary; set its length to 0"
+                f"schedules.adversarial = {config.schedules.adversarial}: an autoencoder has no adversary; set its length to 0"
             )
-        self.total_steps = phases.likelihood.num_updates(updates, config.epochs_scale)
-
-    def learning_rate(self, step: int) -> float:
-        """Learning rate of update `step`."""
-        rule = self.config.schedules.likelihood.learning_rate
-        unit = rule.decay_updates if isinstance(rule, PowerLaw) else None
-        unit = unit or max(1, round(self.batches.steps_per_epoch * self.config.epochs_scale))
-        return learning_rate(rule, step, self.total_steps, unit)
 
     def step(self, step: int, measure: bool) -> dict[str, float]:
         """One update; see Objective.step. `batch_mse` is the mean over the global batch, before the update."""
@@ -81,13 +75,9 @@ class AutoencoderObjective:
             for block in self.comm.my_blocks(self.model_config.num_blocks):
                 self._add_block(step, block)
         sums = self.sums.reduce(self.comm)
-        if bad := self.sums.first_bad():
-            raise NonFinite(bad if bad == ERROR else f"the gradient of {bad}", step)
-        for name, parameter in self.parameters.items():
-            parameter.grad = sums[name].to(parameter.dtype)
-        rate = self.learning_rate(step)
-        set_learning_rate(self.optimizer, rate)
-        self.optimizer.step()
+        self.guard.watch(step, now=True)
+        rate = self.schedule.at(step).rate
+        self.optimizer.step_along(sums, rate)
         report = {"batch_mse": float(sums[ERROR]), "learning_rate": rate}
         if measure:
             squares = sum(float(sums[name].square().sum()) for name in self.parameters)
@@ -125,30 +115,14 @@ class AutoencoderObjective:
 
     def state(self) -> dict[str, Tensor]:
         """See Objective.state."""
-        optimizer = optimizer_state(self.optimizer, self.model)
-        state = {
-            **{f"model.{name}": value for name, value in self.model.state_dict().items()},
-            **{f"optimizer.{name}": value for name, value in optimizer.items()},
-        }
-        return {name: value.detach().to("cpu", copy=True) for name, value in state.items()}
+        moments = prefixed("optimizer.", optimizer_state(self.optimizer, self.model))
+        return saved({**prefixed("model.", self.model.state_dict()), **moments})
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """See Objective.load_state."""
         expected = {f"model.{name}": p.shape for name, p in self.parameters.items()}
         if any(name.startswith("optimizer.") for name in state):  # none before the first update
-            for name, p in self.parameters.items():
-                moments = {"exp_avg": p.shape, "exp_avg_sq": p.shape, "step": torch.Size()}
-                expected |= {f"optimizer.{name}.{key}": shape for key, shape in moments.items()}
-        found = {name: value.shape for name, value in state.items()}
-        if expected != found:
-            wrong = min(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-            raise ValueError(
-                f"the checkpoint does not fit this run: {wrong} is {found.get(wrong)}, expected {expected.get(wrong)} "
-                "(a checkpoint of another recipe)"
-            )
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}}
-        for full_name, value in state.items():
-            part, _, name = full_name.partition(".")
-            parts[part][name] = value.clone()
-        self.model.load_state_dict(parts["model"])
-        load_optimizer_state(self.optimizer, self.model, parts["optimizer"])
+            expected |= {f"optimizer.{name}": shape for name, shape in optimizer_shapes(self.model).items()}
+        require_fit(state, expected)
+        self.model.load_state_dict(part_of(state, "model."))
+        load_optimizer_state(self.optimizer, self.model, part_of(state, "optimizer."))

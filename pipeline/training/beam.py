@@ -1,412 +1,172 @@
-"""Training an RBM by likelihood and adversary together (Eq. 9): one step, its state, its held-out evaluation.
+"""One update of a BEAM, on one page: an RBM trained by likelihood and adversary together (Eq. 9).
 
-A step, with particles and batch dealt to workers in fixed blocks: sweep the chains; score each particle against the
-memory of the previous step; one weighted sum of energy gradients over all rows; one all-reduce; one Adam step; gather
-this step's features into the next memory. With gamma = 1 there is no memory, and the numbers are plain PCD.
+Data rows and chains are dealt to workers in fixed blocks. Each update moves the chains, scores them against the memory of
+the update before, sums one weighted energy gradient over all rows of all workers, and moves the parameters along it. With
+gamma = 1 there is no memory, and the numbers are those of persistent contrastive divergence.
 """
-
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pipeline.comm import Comm, split_rows
-from pipeline.config import NaturalGradientConfig, Phase, PowerLaw, RBMConfig, RunConfig, SamplerConfig
+from pipeline.comm import Comm, ExactSum, snap_to_grid
+from pipeline.config import RunConfig
 from pipeline.critics.adversary import Adversary
-from pipeline.critics.build import build_adversary, choose_encoding
 from pipeline.data.batches import Batches
-from pipeline.device.graphs import PendingCopy
-from pipeline.device.precision import choose_for_sweeps, rounding_operands
-from pipeline.learning.adam import build_optimizer, load_optimizer_state, optimizer_state
-from pipeline.learning.natural_gradient import natural_step
-from pipeline.learning.schedule import learning_rate, noise_std
-from pipeline.models.initialize import initialize_rbm
-from pipeline.models.rbm import Couplings
-from pipeline.samplers.driven import DrivenGibbs, GammaProcess, plain_gibbs
-from pipeline.samplers.exchange import ExchangeGibbs, geometric_betas
-from pipeline.samplers.gibbs import ChainState, blocks_stand_alone
+from pipeline.learning.schedule import At, Schedule
+from pipeline.models.rbm import RBM, Couplings
 from pipeline.samplers.protocols import WideStart
-from pipeline.streams import RowStreams, stream, stream_seed
-from pipeline.training.ascent import Ascent, settle
-from pipeline.training.block import Block, Counts, Measurements
+from pipeline.training.block import Features, Measurements, Rows, ascent_direction, look
+from pipeline.training.chains import Chains
+from pipeline.training.guard import Guard, SumGuard
+from pipeline.training.learners import Learner
 from pipeline.training.monitors import Monitors
-from pipeline.training.objective import Evaluation, NonFinite
-from pipeline.training.terms import GradientSums, Terms
-
-if TYPE_CHECKING:
-    from pipeline.fused.sweeps import FusedGibbs
-    from pipeline.fused.update import FusedUpdate
-
-
-class PhasePosition(NamedTuple):
-    """Where a step lies in the schedule."""
-
-    phase: Phase
-    name: str
-    step: int
-    num_steps: int
-
-
-class _Unchecked(NamedTuple):
-    """A step whose sums may be bad; they and the rows are there until the next step's are computed."""
-
-    step: int
-    blocks: list[Block]
-    found: PendingCopy
-    """Whether they are within the limit; of a fused update its `largest`."""
+from pipeline.training.objective import Evaluation, part_of, prefixed, require_fit, saved
 
 
 class BeamObjective:
-    """A BEAM on `comm.world_size` workers; implements training.objective.Objective."""
+    """A BEAM on `comm.world_size` workers; implements training.objective.Objective. pipeline/build.py makes it."""
 
-    def __init__(self, config: RunConfig, train: Tensor, heldout: Tensor, comm: Comm):
-        """Build the model from data and start the chains.
+    def __init__(
+        self,
+        config: RunConfig,
+        batches: Batches,
+        rbm: RBM,
+        chains: Chains,
+        learner: Learner,
+        adversary: Adversary | None,
+        features: Features,
+        monitors: Monitors,
+        wide_start: WideStart,
+        comm: Comm,
+    ):
+        """Put the pieces together.
 
         Args:
-            config: with an RBMConfig, a SamplerConfig and, when a phase has gamma < 1, a critic's.
-            train: training rows [N, V], whitened; the same on all workers.
-            heldout: held-out rows [n, V] for the monitors.
-            comm: this worker's group; its device is the model's.
+            config: of the run.
+            batches: the training rows, whitened, the same on all workers.
+            rbm: the model, on `comm.device`.
+            chains: this worker's.
+            learner: moves the parameters of `rbm`.
+            adversary: the critic and its memory; None when gamma is 1 in all phases.
+            features: gives blocks the features that the critic sees.
+            monitors: of the held-out rows.
+            wide_start: moments of the training rows, where the chains of evaluations start.
+            comm: this worker's group.
         """
-        if not isinstance(config.model, RBMConfig) or config.sampler is None:
-            raise ValueError(f"recipe {config.name!r} is not a BEAM: it has no RBM or no sampler")
-        self.config, self.comm = config, comm
-        self.sampler_config: SamplerConfig = config.sampler
-        train = train.to(comm.device)
-        self.batches = Batches(train, config.data.batch_size, config.seed, self.sampler_config.num_blocks)
-        self.rbm = initialize_rbm(config.model, train, config.seed, comm.device)
-        self.parameters = dict(self.rbm.named_parameters())
-        natural = isinstance(config.optimizer, NaturalGradientConfig)
-        self.ascent = None if natural else Ascent(self.rbm, build_optimizer(self.rbm, config.optimizer, maximize=True))
-        """None for the natural gradient, which has no state."""
-        s = self.sampler_config
-        self.sampler: DrivenGibbs | ExchangeGibbs = DrivenGibbs(
-            GammaProcess(s.beta_std, s.beta_momentum), s.gibbs_steps, s.min_beta
-        )
-        if s.num_temperatures > 1:
-            self.sampler = ExchangeGibbs(geometric_betas(s.num_temperatures, s.lowest_beta), s.gibbs_steps)
-        self.statistics_sampler = plain_gibbs(s.statistics_sweeps)
-        self.wide_start = WideStart.of(train)
-        self.monitors = Monitors(config.evaluation, train, heldout.to(comm.device))
+        self.config, self.comm, self.batches, self.rbm, self.chains = config, comm, batches, rbm, chains
+        self.learner, self.adversary, self.features = learner, adversary, features
+        self.monitors, self.wide_start = monitors, wide_start
+        self.schedule = Schedule(config.schedules, batches.steps_per_epoch, config.epochs_scale)
+        gradients = {name: p.shape for name, p in rbm.named_parameters()}
+        centers = {"hidden_mean": (rbm.config.num_hidden,)} if rbm.config.center_hidden else {}
+        self.sums = ExactSum({**gradients, **centers}, comm.device, single=len(chains.block_rows) == 1)
+        self.guard: Guard = SumGuard(self.sums, comm, list(gradients))
+        self.measurements = Measurements(rbm, comm.device)
 
-        self.block_chains = split_rows(s.num_chains, s.num_blocks)
-        self.block_replicas = [rows * s.num_temperatures for rows in self.block_chains]
-        """Rows of chain states of each block: its chains and, with replica exchange, their hotter replicas."""
-        self.blocks = comm.my_blocks(s.num_blocks)
-        self.generators = [stream(config.seed, "chains", b, device=comm.device) for b in self.blocks]
-        self.chains = [self._start_block(b, g) for b, g in zip(self.blocks, self.generators)]
-        exchanges = isinstance(self.sampler, ExchangeGibbs)
-        self.precision, self.products = choose_for_sweeps(
-            s.precision, min(self.rbm.weights.shape), s.kernel == "fused", exchanges, comm
-        )
-        """Of the sweeps' normal numbers on a CPU, and of their products."""
-        # one sweep of all rows where that changes no bit: products of few rows are slower
-        own = [self.block_chains[b] for b in self.blocks]
-        driven = isinstance(self.sampler, DrivenGibbs) and len(own) > 1
-        with rounding_operands(self.products):
-            self.merged = driven and (comm.device.type != "cpu" or blocks_stand_alone(self.rbm, own))
-        self.feature = config.critic.feature if config.critic else "hidden_mean"
-        self.recall = self._build_recall()
-        """The critic and its memory; None when no phase has an adversary."""
-        self.whole: FusedUpdate | None = None
-        """Fused updates as a whole, where they are possible."""
-        self.fused: FusedGibbs | None = None
-        """Fused sweeps alone; None where torch makes the sweeps, or all is fused."""
-        if s.kernel == "fused":
-            self._fuse(own)
-        self.terms = GradientSums(self.rbm, comm, self.block_chains, self.feature, self.generators, self.recall)
-        self.measurements = Measurements(self.rbm, comm.device)
-        self.checks_later = comm.device.type != "cpu"
-        """Whether a step's sums are looked at during the next step's sweeps: a GPU would idle while the host waits for them."""
-        self._unchecked: _Unchecked | None = None
-        epochs = self.batches.steps_per_epoch
-        phases = config.schedules
-        self.switch_step = phases.likelihood.num_updates(epochs, config.epochs_scale)
-        """First step of the adversarial phase."""
-        self.total_steps = self.switch_step + phases.adversarial.num_updates(epochs, config.epochs_scale)
-
-    # --- schedule -----------------------------------------------------------------------------------------------------
-
-    def position(self, step: int) -> PhasePosition:
-        """The phase of update `step`."""
-        if step < self.switch_step:
-            return PhasePosition(self.config.schedules.likelihood, "likelihood", step, self.switch_step)
-        return PhasePosition(
-            self.config.schedules.adversarial,
-            "adversarial",
-            step - self.switch_step,
-            self.total_steps - self.switch_step,
-        )
-
-    def learning_rate(self, step: int) -> float:
-        """Learning rate of update `step`."""
-        at = self.position(step)
-        rule = at.phase.learning_rate
-        unit = rule.decay_updates if isinstance(rule, PowerLaw) else None
-        unit = unit or self.batches.steps_per_epoch
-        return learning_rate(rule, at.step, at.num_steps, max(1, round(unit * self.config.epochs_scale)))
-
-    # --- one step -----------------------------------------------------------------------------------------------------
+    # --- one update ---------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def step(self, step: int, measure: bool) -> dict[str, float]:
         """One update; see Objective.step. All returned numbers are global."""
-        gamma, rate = self.position(step).phase.gamma, self.learning_rate(step)
-        counts = Counts(self.batches.size(step), self.sampler_config.num_chains)
-        recall = self.recall if gamma < 1 else None
-        compute = self._terms if self.whole is None else self._fused_terms
-        (blocks, mean_score, sums), critic = compute(step, gamma, counts, recall)
-        if measure or not self.checks_later:
-            self._check()
-        report = {"gamma": gamma, "epoch": step / self.batches.steps_per_epoch, "learning_rate": rate}
+        at, couplings = self.schedule.at(step), self.rbm.couplings()
+        data = self.noisy(self.batches.blocks(step, self.chains.blocks), at)
+        visible = self.chains.advance(step, couplings)
+        self.guard.check()  # of the update before, for which a GPU would have waited
+        memory = self.remembered(step, at)  # its gather ran meanwhile
+        rows = self.look(step, data, visible, couplings, at)
+        rows, mean_score = self.scored(rows, memory)
+        sums = self.summed(rows, mean_score, at.gamma if memory else 1.0)
+        self.guard.watch(step, rows.tensors(), now=measure)
+        report = self.report(step, at)
         if measure:
-            betas, rows = [self._at_one(chains).beta for chains in self.chains], self.batches.block_rows(step)
-            if self.whole is not None:  # all rows are one block
-                betas, rows = [torch.cat(betas)], [counts.data]
-            features = [block.data_features for block in blocks]
-            data_scores = None if critic is None else critic.score(features, rows, own=False)
-            report |= self.measurements.take(self.rbm, blocks, betas, float(mean_score), counts, data_scores, self.comm)
-        if self.whole is not None:
-            self.whole.ascend(rate, counts.data, remember=recall is not None)
-            return report
-        if self.ascent is not None:
-            self.ascent.step(sums, rate)
-        else:
-            self._natural_update(sums, rate, step, blocks)
-        if recall is not None:
-            recall.remember(
-                [block.data_features for block in blocks],
-                [block.particles.features for block in blocks],
-                self.batches.block_rows(step),
-            )
+            report |= self.measured(rows, mean_score, memory)
+        self.learner.step(sums, rows, at.rate)
+        self.remember(rows, at)
         return report
 
-    def _terms(
-        self, step: int, gamma: float, counts: Counts, recall: Adversary | None
-    ) -> tuple[Terms, Adversary | None]:
-        """The terms of a step, and the critic that entered; moves the chains."""
-        couplings = self.rbm.couplings() if self.fused is None else None
-        data = [self.batches.block(step, block) for block in self.blocks]
-        self._add_noise(step, data)
-        visible = self._sweep(step, couplings)
-        self._check()
-        # what it remembers has traveled during the sweeps; while that is nothing, the step is plain PCD
-        critic = recall if recall is not None and recall.ready(step) else None
-        terms = self.terms.take(data, visible, gamma, critic is not None, counts, couplings)
-        self._unchecked = _Unchecked(step, terms.blocks, PendingCopy(self.terms.sums.within_limit()))
-        return terms, critic
+    def noisy(self, data: list[Tensor], at: At) -> list[Tensor]:
+        """Add the schedule's noise to the data rows [b, V] of each block, in place."""
+        if at.noise > 0:
+            for rows, generator in zip(data, self.chains.generators):
+                rows.add_(torch.empty_like(rows).normal_(generator=generator).mul_(at.noise))
+        return data
 
-    def _fused_terms(
-        self, step: int, gamma: float, counts: Counts, recall: Adversary | None
-    ) -> tuple[Terms, Adversary | None]:
-        """`_terms` by fused kernels."""
-        assert self.whole is not None
-        data = self.batches.batch(step, out=self.whole.data(counts.data))
-        self._add_noise(step, data.split(self.batches.block_rows(step)))
-        critic = recall if recall is not None and recall.ready(step) else None
-        terms, largest = self.whole.terms(step, counts.data, gamma, critic is not None)
-        self._check()  # of the step before
-        self._unchecked = _Unchecked(step, terms.blocks, PendingCopy(largest))
-        return terms, critic
+    def remembered(self, step: int, at: At) -> Adversary | None:
+        """The adversary with the memory of the update before; None with gamma = 1, and in the first update below."""
+        return self.adversary if at.gamma < 1 and self.adversary and self.adversary.ready(step) else None
 
-    def _check(self) -> None:
-        """Raise NonFinite when the sums of the last step were bad; waits for them if they are still being computed."""
-        if self._unchecked is None:
-            return
-        step, blocks, found = self._unchecked
-        self._unchecked = None
-        bad, ranks = self._bad(found.get(), blocks) if self.whole is None else self.whole.bad(found.get())
-        if bad is not None:
-            quantity = f"the gradient of {bad}" if bad in self.parameters else bad
-            raise NonFinite(quantity, step, ranks)
+    def look(self, step: int, data: list[Tensor], visible: list[Tensor], couplings: Couplings, at: At) -> Rows:
+        """E[h given v] of the data rows and particles, and the features of both that the critic sees."""
+        betas = [chains.beta for chains in self.chains.at_one()]
+        blocks = [look(self.rbm, *rows, couplings) for rows in zip(data, visible, betas)]
+        if at.gamma < 1:
+            blocks = [self.features(self.rbm, block, g) for block, g in zip(blocks, self.chains.generators)]
+        return Rows(blocks, self.batches.block_rows(step), self.chains.block_rows)
 
-    def _bad(self, within_limit: Tensor, blocks: list[Block]) -> tuple[str | None, list[int]]:
-        """The first bad sum, if there is one, and the workers where it began."""
-        bad = None if bool(within_limit) else self.terms.sums.first_bad()
-        return bad, [] if bad is None else self._ranks_with_bad_rows(blocks)
+    def scored(self, rows: Rows, memory: Adversary | None) -> tuple[Rows, float | Tensor]:
+        """T of each particle, and its mean over the particles of all workers; no T and mean 0 without a memory."""
+        if memory is None:
+            return rows, 0.0
+        scores = memory.score(rows.features()[1], rows.chain_rows, own=True)
+        total = torch.zeros((), dtype=torch.float64, device=self.comm.device)
+        for t in scores:
+            total += snap_to_grid(t).sum()  # exact, so in any order
+        mean = self.comm.sum_(total) / rows.counts.particles
+        blocks = [block._replace(scores=t) for block, t in zip(rows.blocks, scores)]
+        # a number where it can be had without waiting for a device
+        return rows._replace(blocks=blocks), float(mean) if mean.device.type == "cpu" else mean
 
-    def _start_block(self, block: int, generator: torch.Generator) -> ChainState:
-        rows = self.block_replicas[block]
-        if self.sampler_config.initial_chains == "data":
-            picks = torch.randint(len(self.batches.rows), (rows,), generator=generator, device=self.comm.device)
-            visible = self.batches.rows[picks]
-            ones = visible.new_ones(rows, 1)
-            chains = ChainState(visible, visible.new_zeros(rows, self.rbm.config.num_hidden), ones)
-        else:
-            chains = self.wide_start.draw(self.rbm, rows, generator)
-        if isinstance(self.sampler, ExchangeGibbs):
-            return self.sampler.at_temperatures(chains)
-        return chains._replace(beta=self.sampler.process.stationary(chains.beta, generator))
+    def summed(self, rows: Rows, mean_score: float | Tensor, gamma: float) -> dict[str, Tensor]:
+        """The weighted energy gradient of all rows of all workers (Eq. 9), an exact sum and one all-reduce."""
+        self.sums.zero_()
+        for block in rows.blocks:
+            self.sums.add_(ascent_direction(self.rbm, block, gamma, mean_score, rows.counts))
+            if self.rbm.config.center_hidden:
+                self.sums.add_({"hidden_mean": block.data_hidden.states.sum(0) / rows.counts.data})
+        return self.sums.reduce(self.comm)
 
-    def _at_one(self, chains: ChainState) -> ChainState:
-        """The chains that give statistics: all driven ones, or the coldest replicas."""
-        return self.sampler.coldest(chains) if isinstance(self.sampler, ExchangeGibbs) else chains
+    def remember(self, rows: Rows, at: At) -> None:
+        """Start the gather of the next update's memory, where the adversary takes part."""
+        if at.gamma < 1 and self.adversary:
+            self.adversary.remember(*rows.features(), rows.data_rows)
 
-    def _add_noise(self, step: int, data: Sequence[Tensor]) -> None:
-        """Add the schedule's noise to the rows [b, V] of each block of this worker."""
-        if (noise := noise_std(self.config.schedules.noise, step, self.config.epochs_scale)) > 0:
-            for rows, generator in zip(data, self.generators):
-                rows.add_(torch.empty_like(rows).normal_(generator=generator).mul_(noise))
+    def report(self, step: int, at: At) -> dict[str, float]:
+        """The numbers of an update that cost nothing."""
+        return {"gamma": at.gamma, "epoch": step / self.batches.steps_per_epoch, "learning_rate": at.rate}
 
-    def _fuse(self, rows: list[int]) -> None:
-        """Make the fused kernels of this worker's particles, `rows` of each block."""
-        from pipeline.fused.sweeps import FusedGibbs, can_fuse  # not at the top: triton takes time to import
-        from pipeline.fused.update import FusedUpdate, can_fuse_update
-
-        if not can_fuse(self.rbm, self.comm.device) or not isinstance(self.sampler, DrivenGibbs):
-            raise ValueError(
-                'sampler.kernel = "fused" needs a CUDA device, triton, float32, Bernoulli hidden units and no replica '
-                'exchange; use "torch"'
-            )
-        if sum(rows) == 0:
-            return
-        first = sum(self.block_chains[: self.blocks[0]])
-        precision = torch.bfloat16 if self.products == "bfloat16" else torch.float32
-        seed = stream_seed(self.config.seed, "fused sweeps")
-        graph = self.comm.device.type == "cuda"
-        of_run = (self.rbm, self.sampler, sum(rows), first, seed, precision, self.sampler_config.statistics_sweeps)
-        batch = self.config.data.batch_size
-        if self.ascent is None or not can_fuse_update(
-            self.comm, self.recall, self.feature, self.ascent.optimizer, batch + sum(rows)
-        ):
-            self.fused = FusedGibbs(*of_run, graph=graph)
-            self.chains = self.fused.hold(self.chains)
-            return
-        buffer = self.rbm.weights.new_zeros(batch + sum(rows), self.rbm.config.num_visible)
-        sweeps = FusedGibbs(*of_run, statistics=buffer[batch:], graph=False)
-        self.whole = FusedUpdate(self.rbm, sweeps, buffer, self.recall, self.feature, self.ascent, graph)
-        self.chains = self.whole.hold(self.chains)
-
-    def _sweep(self, step: int, couplings: Couplings | None) -> list[Tensor]:
-        """Move this worker's chains; returns the visible states [m, V] of each block that enter the statistics."""
-        if self.fused is not None:
-            rows = [len(chains.beta) for chains in self.chains]
-            # copies: the buffer is the next step's
-            return [part.clone() for part in self.fused.sweep(step).split(rows)]
-        with rounding_operands(self.products):
-            every = range(len(self.blocks))
-            if self.merged:
-                return self._sweep_rows(every, couplings)
-            return [self._sweep_rows([i], couplings)[0] for i in every]
-
-    def _sweep_rows(self, which: Sequence[int], couplings: Couplings | None) -> list[Tensor]:
-        """`_sweep` of some blocks as one tensor."""
-        rows = [len(self.chains[i].beta) for i in which]
-        coarse = self.precision == "bfloat16"
-        random = RowStreams([self.generators[i] for i in which], rows, coarse)
-        moved = self.chains[which[0]]
-        if len(which) > 1:
-            moved = ChainState(*(torch.cat(columns) for columns in zip(*(self.chains[i] for i in which))))
-        moved = self.sampler.run(self.rbm, moved, random, couplings)
-        visible = self.statistics_sampler.run(self.rbm, self._at_one(moved), random, couplings).visible
-        if len(which) == 1:
-            self.chains[which[0]] = moved
-            return [visible]
-        for i, parts in zip(which, zip(*(column.split(rows) for column in moved))):
-            self.chains[i] = ChainState(*parts)
-        # copies: products of a tensor that begins amid another one may differ in bits
-        return [part.clone() for part in visible.split(rows)]
-
-    def _ranks_with_bad_rows(self, blocks: list[Block]) -> list[int]:
-        """The workers whose data or particles are not finite; collective, so all workers know."""
-        finite = all(bool(torch.isfinite(rows).all()) for b in blocks for rows in (b.data, b.particles.visible))
-        flags = self.comm.gather(torch.tensor([not finite], device=self.comm.device), [1] * self.comm.world_size)
-        return flags.nonzero()[:, 0].tolist()
-
-    def _build_recall(self) -> Adversary | None:
-        phases = self.config.schedules
-        if self.config.critic is None or min(phases.likelihood.gamma, phases.adversarial.gamma) == 1:
-            return None
-        smallest = self.batches.size(self.batches.steps_per_epoch - 1)
-        return build_adversary(
-            self.config.critic,
-            self.config.seed,
-            self.comm,
-            choose_encoding(self.config.critic, self.rbm),
-            self.block_chains,
-            self.config.data.batch_size,
-            smallest,
-        )
-
-    def _natural_update(self, sums: dict[str, Tensor], rate: float, step: int, blocks: list[Block]) -> None:
-        """A natural-gradient step; every worker computes it from the rows of all, in the order of blocks."""
-        assert isinstance(self.config.optimizer, NaturalGradientConfig)
-        empty = self.rbm.weights.new_zeros(0, self.rbm.config.num_visible)
-        data, particles = (
-            self.comm.gather(torch.cat(rows or [empty]), self.comm.rows_per_rank(block_rows))
-            for rows, block_rows in (
-                ([block.data for block in blocks], self.batches.block_rows(step)),
-                ([block.particles.visible for block in blocks], self.block_chains),
-            )
-        )
-        frozen = frozenset() if self.rbm.config.fixed_std is None else frozenset({"visible.log_variance"})
-        change = natural_step(self.rbm, sums, data, particles, self.config.optimizer, rate, frozen)
-        for name, parameter in self.parameters.items():
-            parameter.add_(change[name].to(parameter.dtype))
-        settle(self.rbm, sums)
+    def measured(self, rows: Rows, mean_score: float | Tensor, memory: Adversary | None) -> dict[str, float]:
+        """The costlier numbers of an update; see Measurements."""
+        scores = None if memory is None else memory.score(rows.features()[0], rows.data_rows, own=False)
+        return self.measurements.take(self.rbm, rows, float(mean_score), scores, self.comm)
 
     # --- evaluation and state ---------------------------------------------------------------------------------------
 
     def evaluate(self, step: int) -> Evaluation:
         """Held-out monitors by the fixed protocols, and the same distances for the persistent chains under own names."""
-        self._check()
-        # no hidden state has been drawn before the first step
-        chains = self._gathered_chains(self.block_chains) if step > 0 else None
+        self.guard.check()
+        # no hidden state has been drawn before the first update
+        chains = self.chains.samples() if step > 0 else None
         return self.monitors.measure(self.rbm, self.wide_start, chains, self.comm)
-
-    def _gathered_chains(self, block_rows: list[int]) -> ChainState:
-        """The first block_rows[b] rows of every block's chain states: all replicas, or those at beta = 1."""
-        per_rank = self.comm.rows_per_rank(block_rows)
-        like = self.rbm.weights
-        empty = ChainState(*(like.new_zeros(0, n) for n in (*like.shape, 1)))
-        mine = [ChainState(*(c[: block_rows[b]] for c in chains)) for b, chains in zip(self.blocks, self.chains)]
-        columns = [torch.cat(parts) for parts in zip(*(mine or [empty]))]
-        return ChainState(*(self.comm.gather(c, per_rank) for c in columns))
 
     def state(self) -> dict[str, Tensor]:
         """See Objective.state."""
-        self._check()
-        chains = self._gathered_chains(self.block_replicas)
-        generators = [g.get_state() for g in self.generators]
-        width = stream(0, "size", device=self.comm.device).get_state().numel()
-        mine = torch.stack(generators) if generators else torch.zeros(0, width, dtype=torch.uint8)
-        per_rank = self.comm.rows_per_rank([1] * self.sampler_config.num_blocks)
-        state = {
-            **{f"model.{k}": v for k, v in self.rbm.state_dict().items()},
-            **{f"optimizer.{k}": v for k, v in self._optimizer_state().items()},
-            **{f"chains.{k}": v for k, v in chains._asdict().items()},
-            "generators": self.comm.gather(mine.to(self.comm.device), per_rank),
-        }
-        if self.recall is not None:
-            state |= self.recall.state()
-        return {name: value.detach().cpu().clone() for name, value in state.items()}
-
-    def _optimizer_state(self) -> dict[str, Tensor]:
-        return {} if self.ascent is None else optimizer_state(self.ascent.optimizer, self.rbm)
+        self.guard.check()
+        parts = [prefixed("model.", self.rbm.state_dict()), self.learner.state(), self.chains.state()]
+        if self.adversary is not None:
+            parts.append(self.adversary.state())
+        return saved({name: value for part in parts for name, value in part.items()})
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """See Objective.load_state."""
-        optional = ("optimizer.", "memory.", "critic.")  # not there before the first step, or in the first phase
-        expected = {k: v.shape for k, v in self.state().items() if not k.startswith(optional)}
-        found = {k: v.shape for k, v in state.items() if not k.startswith(optional)}
-        if expected != found:
-            wrong = sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k))
-            raise ValueError(
-                f"the checkpoint does not fit this run: {wrong[0]} is {found.get(wrong[0])}, expected "
-                f"{expected.get(wrong[0])} (another recipe, or another kind of device)"
-            )
-        self.rbm.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
-        optimizer = {k.removeprefix("optimizer."): v for k, v in state.items() if k.startswith("optimizer.")}
-        if self.ascent is not None:
-            load_optimizer_state(self.ascent.optimizer, self.rbm, optimizer)
-        columns = [
-            state[f"chains.{name}"].to(self.comm.device).split(self.block_replicas) for name in ChainState._fields
-        ]
-        self.chains = [ChainState(*(column[b].clone() for column in columns)) for b in self.blocks]
-        if (fused := self.whole or self.fused) is not None:
-            self.chains = fused.hold(self.chains)
-        for generator, block in zip(self.generators, self.blocks):
-            generator.set_state(state["generators"][block].clone())
-        if self.recall is not None:
-            self.recall.load_state(state)
+        require_fit(_always_there(state), {name: value.shape for name, value in _always_there(self.state()).items()})
+        self.rbm.load_state_dict(part_of(state, "model."))
+        self.learner.load_state(state)
+        self.chains.load_state(state)
+        if self.adversary is not None:
+            self.adversary.load_state(state)
+
+
+def _always_there(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without what comes with the first update, or with the adversary."""
+    optional = ("optimizer.", "memory.", "critic.")
+    return {name: value for name, value in state.items() if not name.startswith(optional)}

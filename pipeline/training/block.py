@@ -1,45 +1,111 @@
-"""One block's share of a BEAM step: its data rows and its particles, and their weighted energy gradient."""
+"""One block's share of an update: its data rows and its particles, the critic's features of both, and their gradient."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from pipeline.comm import Comm, ExactSum
 from pipeline.learning.weights import data_weights, particle_weights
-from pipeline.models.rbm import RBM, Hidden
+from pipeline.models.rbm import RBM, Couplings, Hidden
 
 
 class Particles(NamedTuple):
-    """What a block's chains contribute to a step, at beta = 1."""
+    """A block's chains at one update, at beta = 1."""
 
     visible: Tensor
     """[m, V]"""
     hidden: Hidden
     """Sampled or mean hidden states [m, H]."""
     features: Tensor
-    """What the critic sees [m, F]."""
+    """The critic's features [m, F]."""
+    beta: Tensor
+    """Inverse temperatures [m, 1] of the chains themselves."""
 
 
 class Block(NamedTuple):
-    """The rows of one block at one step."""
+    """The rows of one block at one update."""
 
     data: Tensor
     """[b, V]"""
     data_hidden: Hidden
     """Conditional means [b, H]."""
     data_features: Tensor
-    """What the critic sees [b, F]."""
+    """The critic's features [b, F]."""
     particles: Particles
     scores: Tensor | None
     """T of the particles [m]; None without a memory."""
 
 
 class Counts(NamedTuple):
-    """Global numbers of rows of a step."""
+    """Global numbers of rows of an update."""
 
     data: int
     particles: int
+
+
+class Rows(NamedTuple):
+    """Blocks of one worker at one update, and the numbers of rows of all blocks of the run."""
+
+    blocks: list[Block]
+    data_rows: list[int]
+    chain_rows: list[int]
+
+    @property
+    def counts(self) -> Counts:
+        """Global numbers of rows."""
+        return Counts(sum(self.data_rows), sum(self.chain_rows))
+
+    def features(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The critic's features of the data rows and of the particles, by block."""
+        return [block.data_features for block in self.blocks], [block.particles.features for block in self.blocks]
+
+    def tensors(self) -> list[Tensor]:
+        """All visible states."""
+        return [rows for block in self.blocks for rows in (block.data, block.particles.visible)]
+
+
+Features = Callable[[RBM, Block, Generator], Block]
+"""Gives a block, whose features are hidden means, those that the critic sees."""
+
+
+def look(rbm: RBM, data: Tensor, visible: Tensor, beta: Tensor, couplings: Couplings) -> Block:
+    """Make a block of its data rows [b, V] and the visible states [m, V] of its chains; its features are E[h given v]."""
+    data_hidden, hidden = rbm.hidden_statistics(data, couplings), rbm.hidden_statistics(visible, couplings)
+    return Block(data, data_hidden, data_hidden.states, Particles(visible, hidden, hidden.states, beta), None)
+
+
+def hidden_means(rbm: RBM, block: Block, generator: Generator) -> Block:
+    """Features E[h given v]: the block as it is."""
+    return block
+
+
+def visible_states(rbm: RBM, block: Block, generator: Generator) -> Block:
+    """Features v."""
+    particles = block.particles._replace(features=block.particles.visible)
+    return block._replace(data_features=block.data, particles=particles)
+
+
+def hidden_samples(rbm: RBM, block: Block, generator: Generator) -> Block:
+    """Features h, drawn from p(h given v); the particles' statistics use the same draws."""
+    visible = block.particles.visible
+    hidden, data = (_draw_hidden(rbm, rows, generator) for rows in (visible, block.data))
+    return block._replace(
+        data_features=data, particles=Particles(visible, Hidden(hidden, None), hidden, block.particles.beta)
+    )
+
+
+def _draw_hidden(rbm: RBM, visible: Tensor, generator: Generator) -> Tensor:
+    return rbm.hidden.sample_(rbm.hidden.bias + rbm.hidden_field(visible), None, generator)
+
+
+FEATURES: dict[str, Features] = {
+    "hidden_mean": hidden_means,
+    "hidden_sample": hidden_samples,
+    "visible": visible_states,
+}
+"""By critic.feature."""
 
 
 _MOST_ROWS = 4096
@@ -75,7 +141,7 @@ def ascent_direction(
 
 
 class Measurements:
-    """The costlier numbers of a step: both gradients apart, T on the data, reconstruction error."""
+    """The costlier numbers of an update: both gradients apart, T on the data, reconstruction error."""
 
     def __init__(self, rbm: RBM, device: torch.device):
         shapes = {name: p.shape for name, p in rbm.named_parameters()}
@@ -84,25 +150,24 @@ class Measurements:
         self.sums = ExactSum({**parts, **{name: () for name in scalars}}, device)
 
     def take(
-        self,
-        rbm: RBM,
-        blocks: list[Block],
-        betas: list[Tensor],
-        mean_score: float,
-        counts: Counts,
-        data_scores: list[Tensor] | None,
-        comm: Comm,
+        self, rbm: RBM, rows: Rows, mean_score: float, data_scores: list[Tensor] | None, comm: Comm
     ) -> dict[str, float]:
-        """Global numbers of a step, the same on all workers; nothing of the run changes.
+        """Global numbers of an update, the same on all workers; nothing of the run changes.
 
-        Takes inverse temperatures [m, 1] of the blocks' particles, mean T of all particles and T of the blocks' data rows.
+        Args:
+            rbm: the model.
+            rows: this worker's rows.
+            mean_score: mean T of the particles of all workers.
+            data_scores: T of the data rows [b] of each block; None without an adversary.
+            comm: this worker's group.
         """
+        counts = rows.counts
         self.sums.zero_()
-        for i, block in enumerate(blocks):
+        for i, block in enumerate(rows.blocks):
             likelihood = ascent_direction(rbm, block._replace(scores=None), 1.0, 0.0, counts)
             self.sums.add_({f"likelihood {k}": v for k, v in likelihood.items()})
             error = (rbm.visible_mean(block.data_hidden.states) - block.data).square().sum()
-            beta = betas[i].double()
+            beta = block.particles.beta.double()
             self.sums.add_(
                 {
                     "reconstruction": error / (counts.data * block.data.shape[1]),

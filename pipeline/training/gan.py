@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.comm import Comm, ExactSum
-from pipeline.config import EvaluationConfig, GANConfig, PowerLaw, RunConfig
+from pipeline.config import EvaluationConfig, GANConfig, RunConfig
 from pipeline.data.batches import Batches
 from pipeline.device.precision import choose_together, computing_in
-from pipeline.learning.adam import build_optimizer, load_optimizer_state, optimizer_state, set_learning_rate
-from pipeline.learning.schedule import learning_rate
+from pipeline.learning.adam import build_optimizer, load_optimizer_state, optimizer_shapes, optimizer_state
+from pipeline.learning.schedule import Schedule
 from pipeline.metrics.images import PrincipalSpace, fit_wide_principal_space, project
 from pipeline.models.batch_norm import Moments
 from pipeline.models.gan import (
@@ -32,8 +32,9 @@ from pipeline.models.gan import (
     track_moments_,
 )
 from pipeline.streams import stream
+from pipeline.training.guard import SumGuard
 from pipeline.training.monitors import NUM_SHOWN, SEED, Monitors
-from pipeline.training.objective import Evaluation, NonFinite
+from pipeline.training.objective import Evaluation, NonFinite, part_of, prefixed, require_fit, saved
 
 SPACE_ROWS = 1000
 """Training images, evenly spaced in their order, that the monitors' principal space is fitted to."""
@@ -56,13 +57,14 @@ def generator_loss(loss: str, values: Tensor) -> Tensor:
 class _Trained:
     """One network in training: replicas for this worker's blocks, optimizer, and the sums of an update."""
 
-    def __init__(self, network: Network, config: RunConfig, count: int, sums: tuple[str, ...], comm: Comm):
-        self.network = network
+    def __init__(self, name: str, network: Network, config: RunConfig, count: int, sums: tuple[str, ...], comm: Comm):
+        self.name, self.network, self.comm = name, network, comm
         self.replicas = replicate(network, count)
         self.optimizer = build_optimizer(network, config.optimizer, maximize=False)
         self.parameters = dict(network.named_parameters())
         shapes = {name: p.shape for name, p in self.parameters.items()}
         self.sums = ExactSum({**shapes, **{name: () for name in sums}}, comm.device)
+        self.guard = SumGuard(self.sums, comm, list(self.parameters), owner=f"the {name}'s ")
 
     def add_gradients(self, losses: list[Tensor]) -> None:
         """Add each block's gradient of the sum of `losses`, which replicas made, to the sums."""
@@ -71,15 +73,11 @@ class _Trained:
         for _ in self.replicas:
             self.sums.add_(dict(zip(self.parameters, gradients, strict=False)))
 
-    def update(self, rate: float, what: str, step: int, comm: Comm) -> dict[str, Tensor]:
+    def update(self, rate: float, step: int) -> dict[str, Tensor]:
         """Reduce the sums, make the optimizer's step, return the sums. Raises NonFinite before the network changes."""
-        sums = self.sums.reduce(comm)
-        if bad := self.sums.first_bad():
-            raise NonFinite(f"the gradient of {what} {bad}" if bad in self.parameters else f"{what}: {bad}", step)
-        for name, parameter in self.parameters.items():
-            parameter.grad = sums[name].to(parameter.dtype)
-        set_learning_rate(self.optimizer, rate)
-        self.optimizer.step()
+        sums = self.sums.reduce(self.comm)
+        self.guard.watch(step, now=True)
+        self.optimizer.step_along(sums, rate)
         return sums
 
     def gradient_norm(self) -> float:
@@ -126,16 +124,16 @@ class GanObjective:
 
         self.model = Gan(model).initialize_(stream(config.seed, "initial weights")).to(comm.device)
         count, loss = len(self.blocks), "loss"
-        self.generator = _Trained(self.model.generator, config, count, (loss,), comm)
-        self.critic = _Trained(self.model.critic, config, count, (loss, "mean on data", "mean on samples"), comm)
-        self.total_steps = config.schedules.likelihood.num_updates(self.batches.steps_per_epoch, config.epochs_scale)
-
-    def learning_rate(self, step: int) -> float:
-        """Learning rate of update `step`, of both networks."""
-        rule = self.config.schedules.likelihood.learning_rate
-        unit = rule.decay_updates if isinstance(rule, PowerLaw) else None
-        unit = unit or self.batches.steps_per_epoch
-        return learning_rate(rule, step, self.total_steps, max(1, round(unit * self.config.epochs_scale)))
+        self.generator = _Trained("generator", self.model.generator, config, count, (loss,), comm)
+        self.critic = _Trained(
+            "critic", self.model.critic, config, count, (loss, "mean on data", "mean on samples"), comm
+        )
+        self.schedule = Schedule(config.schedules, self.batches.steps_per_epoch, config.epochs_scale)
+        if self.schedule.switch_step < self.schedule.total_steps:
+            raise ValueError(
+                f"schedules.adversarial = {config.schedules.adversarial}: a GAN has one phase, schedules.likelihood; set its "
+                "length to 0"
+            )
 
     # --- one step -----------------------------------------------------------------------------------------------------
 
@@ -145,7 +143,7 @@ class GanObjective:
         Losses and the critic's mean values are of the last update of each, over the global batch, before it. NonFinite is
         raised before the network concerned changes; when it is the generator, the critic has made its step.
         """
-        rate, last = self.learning_rate(step), self.model_config.critic_steps - 1
+        rate, last = self.schedule.at(step).rate, self.model_config.critic_steps - 1
         for i in range(last + 1):
             batch = step * self.model_config.critic_steps + i
             with torch.set_grad_enabled(i == last):  # the generator learns from the last ones
@@ -190,7 +188,7 @@ class GanObjective:
             found = [self._critic_pass(batch, data, counts), self._critic_pass(batch, samples, none)]
         else:  # rows do not see one another: one larger product is faster
             found = [self._critic_pass(batch, [torch.cat(pair) for pair in zip(data, samples)], counts)]
-        sums = critic.update(rate, "the critic's", step, self.comm)
+        sums = critic.update(rate, step)
         if config.loss == "wgan":
             with torch.no_grad():
                 for parameter in critic.parameters.values():
@@ -227,7 +225,7 @@ class GanObjective:
             generator.add_gradients(losses)
         for loss in losses:
             generator.sums.add_({"loss": loss.detach()})
-        sums = generator.update(rate, "the generator's", step, self.comm)
+        sums = generator.update(rate, step)
         track_moments_(self.model.generator, moments)
         return float(sums["loss"])
 
@@ -256,33 +254,23 @@ class GanObjective:
 
     def state(self) -> dict[str, Tensor]:
         """See Objective.state."""
-        state = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        for part, trained in self._parts():
+        state = prefixed("model.", self.model.state_dict())
+        for trained in (self.generator, self.critic):
             moments = optimizer_state(trained.optimizer, trained.network)
-            state |= {f"optimizer.{part}.{name}": value for name, value in moments.items()}
-        return {name: value.detach().to("cpu", copy=True) for name, value in state.items()}
+            state |= prefixed(f"optimizer.{trained.name}.", moments)
+        return saved(state)
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """See Objective.load_state."""
         expected = {f"model.{name}": value.shape for name, value in self.model.state_dict().items()}
         if any(name.startswith("optimizer.") for name in state):  # none before the first update
-            for part, trained in self._parts():
-                for name, p in trained.parameters.items():
-                    moments = {"exp_avg": p.shape, "exp_avg_sq": p.shape, "step": torch.Size()}
-                    expected |= {f"optimizer.{part}.{name}.{key}": shape for key, shape in moments.items()}
-        found = {name: value.shape for name, value in state.items()}
-        if expected != found:
-            wrong = min(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-            raise ValueError(
-                f"the checkpoint does not fit this run: {wrong} is {found.get(wrong)}, expected {expected.get(wrong)} "
-                "(a checkpoint of another recipe)"
-            )
-        self.model.load_state_dict(_within(state, "model."))  # in place: the replicas share this memory
-        for part, trained in self._parts():
-            load_optimizer_state(trained.optimizer, trained.network, _within(state, f"optimizer.{part}."))
-
-    def _parts(self) -> tuple[tuple[str, _Trained], ...]:
-        return ("generator", self.generator), ("critic", self.critic)
+            for trained in (self.generator, self.critic):
+                shapes = optimizer_shapes(trained.network)
+                expected |= {f"optimizer.{trained.name}.{name}": shape for name, shape in shapes.items()}
+        require_fit(state, expected)
+        self.model.load_state_dict(part_of(state, "model."))  # in place: the replicas share this memory
+        for trained in (self.generator, self.critic):
+            load_optimizer_state(trained.optimizer, trained.network, part_of(state, f"optimizer.{trained.name}."))
 
 
 class _Monitors:
@@ -307,7 +295,3 @@ def _as_rows(rows: Tensor, width: int) -> Tensor:
     """Float rows [n, width]; pixels become images in [0, 1]."""
     flat = rows.reshape(len(rows), width)
     return flat.float() / 255 if rows.dtype == torch.uint8 else flat
-
-
-def _within(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value.clone() for name, value in tensors.items() if name.startswith(prefix)}

@@ -134,14 +134,14 @@ def _train_until_it_diverges(
     if comm.is_first:
         truncate_history(folder, start)
     every, evaluate_every = config.checkpoint, config.evaluation.every_updates
-    switch = getattr(objective, "switch_step", objective.total_steps)
-    end = objective.total_steps if until is None else min(until, objective.total_steps)
+    switch, total = objective.schedule.switch_step, objective.schedule.total_steps
+    end = total if until is None else min(until, total)
     last_time, last_step = time.perf_counter(), start
     ask_at = start + 1  # of slow updates the first says how many fit into STOP_SECONDS
     if start == 0:
         metrics = _evaluate(objective, folder, 0, comm)
         _append_history(folder, 0, metrics, comm)
-        yield Progress(0, objective.total_steps, metrics, None, True, False)
+        yield Progress(0, total, metrics, None, True, False)
         last_time = time.perf_counter()
     for step in range(start, end):
         done = step + 1
@@ -170,12 +170,12 @@ def _train_until_it_diverges(
             state = objective.state()
             if comm.is_first:
                 record = {**meta, "config": config.to_dict(), "stopped": stopping, "restarts": restarts}
-                record["total_steps"] = objective.total_steps
-                if done == switch < objective.total_steps:  # kept: what the phases are compared from
+                record["total_steps"] = total
+                if done == switch < total:  # kept: what the phases are compared from
                     save_checkpoint(folder / "switch", done, state, record, 1)
                 path = save_checkpoint(folder / "checkpoints", done, state, record, every.keep)
         _append_history(folder, done, metrics, comm)
-        yield Progress(done, objective.total_steps, metrics, path, evaluate, stopping and done < objective.total_steps)
+        yield Progress(done, total, metrics, path, evaluate, stopping and done < total)
         if stopping:
             return
         last_time, last_step = time.perf_counter(), done

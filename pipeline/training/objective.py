@@ -1,12 +1,15 @@
-"""What the loop can train: anything with a step, a state and a held-out evaluation.
+"""The protocol that the loop trains: anything with a schedule, a step, a state and a held-out evaluation.
 
 All methods are collective: every worker calls them in the same order with the same arguments.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
+
+from pipeline.learning.schedule import Schedule
 
 
 class NonFinite(RuntimeError):
@@ -25,18 +28,18 @@ class NonFinite(RuntimeError):
 
 
 class Evaluation(NamedTuple):
-    """What a held-out evaluation found."""
+    """The result of a held-out evaluation."""
 
     metrics: dict[str, float]
     samples: Tensor | None
-    """A few of the rows it looked at [n, V], to be looked at by people; None when the objective draws none."""
+    """A few of the evaluated rows [n, V], for people to look at; None when the objective draws none."""
 
 
 class Objective(Protocol):
     """A training objective: it owns the model, the optimizer, its data and its random streams."""
 
-    total_steps: int
-    """Number of parameter updates of the whole run."""
+    schedule: Schedule
+    """Length of the run, and the values of each update."""
 
     def step(self, step: int, measure: bool) -> dict[str, float]:
         """One parameter update, the `step`-th from 0. Returns global numbers, the same on all workers.
@@ -58,3 +61,29 @@ class Objective(Protocol):
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Continue from `state`, on any number of workers. Raises ValueError on names or shapes that do not fit."""
         ...
+
+
+def saved(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of a state's tensors on the CPU."""
+    return {name: value.detach().to("cpu", copy=True) for name, value in state.items()}
+
+
+def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under `<prefix><name>`."""
+    return {f"{prefix}{name}": value for name, value in tensors.items()}
+
+
+def part_of(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def require_fit(state: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> None:
+    """Raise ValueError, naming the first tensor that differs, unless `state` has exactly the expected names and shapes."""
+    found = {name: value.shape for name, value in state.items()}
+    wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if wrong:
+        raise ValueError(
+            f"the checkpoint does not fit this run: {wrong[0]} is {found.get(wrong[0])}, expected {expected.get(wrong[0])} "
+            "(a checkpoint of another recipe, or of another kind of device)"
+        )

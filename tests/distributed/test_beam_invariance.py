@@ -9,6 +9,7 @@ import torch
 from groups import run_group
 from torch import Tensor
 
+from pipeline.build import build_beam
 from pipeline.comm import Comm
 from pipeline.config import (
     AnyCriticConfig,
@@ -26,7 +27,6 @@ from pipeline.config import (
     Schedules,
 )
 from pipeline.streams import stream
-from pipeline.training.beam import BeamObjective
 
 
 def tiny(visible: str = "gaussian", **critic: object) -> RunConfig:
@@ -90,7 +90,7 @@ def run(
 ) -> dict:
     rows = rows_for(config)
     held = len(rows) // 4
-    objective = BeamObjective(config, rows[held:], rows[:held], Comm.current())
+    objective = build_beam(config, rows[held:], rows[:held], Comm.current())
     if state is not None:
         objective.load_state(state)
     reports = [objective.step(step, measure=step % every == every - 1) for step in range(start, stop)]
@@ -193,7 +193,7 @@ def test_a_sharded_memory_gives_the_bits_of_the_replicated_one(visible: str, set
 
 def bytes_of_a_step(config: RunConfig) -> dict[str, int]:
     rows = rows_for(config)
-    objective = BeamObjective(config, rows[20:], rows[:20], Comm.current())
+    objective = build_beam(config, rows[20:], rows[:20], Comm.current())
     for step in range(12):
         objective.step(step, measure=False)
     before = Counter(objective.comm.traffic)
@@ -231,8 +231,8 @@ def test_a_checkpoint_of_four_workers_continues_on_three_and_on_one(half: int) -
 def test_measuring_and_evaluating_change_nothing() -> None:
     config = tiny(search="torch")
     rows = rows_for(config)
-    plain = BeamObjective(config, rows[20:], rows[:20], Comm())
-    watched = BeamObjective(config, rows[20:], rows[:20], Comm())
+    plain = build_beam(config, rows[20:], rows[:20], Comm())
+    watched = build_beam(config, rows[20:], rows[:20], Comm())
     for step in range(15):
         plain.step(step, measure=False)
         watched.step(step, measure=True)

@@ -11,8 +11,8 @@ from benchmarks.cost_model import Job, bytes_per_update
 from benchmarks.scaling_cases import config_of
 from benchmarks.timed_comm import KINDS, TimedComm
 from benchmarks.workers import Group, WorkerFailure
+from pipeline.build import build_beam
 from pipeline.comm import Comm
-from pipeline.training.beam import BeamObjective
 
 TOY = Job(chains=13, batch=17, sweeps=3, num_blocks=4, visible=23, hidden=11)
 
@@ -31,7 +31,7 @@ def run(job: Job, overlap: bool = True) -> tuple[dict[str, int], dict[str, float
     comm = TimedComm.current()
     assert isinstance(comm, TimedComm)
     comm.overlap = overlap
-    objective = BeamObjective(config, rows[20:], rows[:20], comm)
+    objective = build_beam(config, rows[20:], rows[:20], comm)
     for step in range(3):
         objective.step(step, measure=False)
     before = comm.traffic.copy()

@@ -179,7 +179,11 @@ def test_many_rows_in_parts_give_the_same_sum(visible, hidden, sampled, monkeypa
     means = rbm.hidden_statistics(particles)
     of_particles = Hidden(means.states.detach().round(), None) if sampled else means
     block = Block(
-        data, rbm.hidden_statistics(data), data, Particles(particles, of_particles, particles), critic_of(particles)
+        data,
+        rbm.hidden_statistics(data),
+        data,
+        Particles(particles, of_particles, particles, torch.ones(len(particles), 1)),
+        critic_of(particles),
     )
     whole = ascent_direction(rbm, block, 0.3, 0.1, Counts(11, 13))
     monkeypatch.setattr(blocks, "_MOST_ROWS", 5)

@@ -11,6 +11,7 @@ from small_runs import assert_same_bits, final, job_in, run_job, run_until, smal
 from test_beam_invariance import rows_for, tiny
 
 from jobs.train_job import TrainJob, make_objective
+from pipeline.build import build_beam
 from pipeline.comm import Comm
 from pipeline.config import ConfigError, DivergenceConfig, PowerLaw, RunConfig
 from pipeline.training.beam import BeamObjective
@@ -97,8 +98,8 @@ def steps_of(later: bool, poisoned: int | None) -> tuple[BeamObjective, list[int
     """An objective after at most 14 steps, looking at sums at once or later; the data are infinite from `poisoned` on."""
     config = tiny(search="torch")
     rows = rows_for(config)
-    objective = BeamObjective(config, rows[20:], rows[:20], Comm())
-    objective.checks_later = later
+    objective = build_beam(config, rows[20:], rows[:20], Comm())
+    objective.guard.later = later
     done = []
     try:
         for step in range(14):

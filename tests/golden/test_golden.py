@@ -16,10 +16,10 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1] / "distributed"))
 from test_beam_invariance import rows_for, tiny
 
+from pipeline.build import build_beam
 from pipeline.comm import Comm
 from pipeline.config import RBMConfig, RunConfig
 from pipeline.critics.neighbors import BACKENDS
-from pipeline.training.beam import BeamObjective
 
 FILE = Path(__file__).parent / "beam.json"
 PLAIN = dataclasses.replace(tiny(search="torch"), model=RBMConfig(23, 11, initial_std=1.0))
@@ -49,7 +49,7 @@ def numbers(config: RunConfig) -> dict[str, float]:
     assert config.critic is not None
     sampled = config.critic.feature == "hidden_sample"
     with mock.patch.dict(BACKENDS, {"torch": first_of_equals} if sampled else {}):
-        objective = BeamObjective(config, rows[20:], rows[:20], Comm())
+        objective = build_beam(config, rows[20:], rows[:20], Comm())
         for step in range(20):
             report = objective.step(step, measure=step == 19)
         state = {k: v for k, v in objective.state().items() if v.is_floating_point()}

@@ -8,22 +8,15 @@ import pytest
 import torch
 from test_beam_invariance import rows_for, tiny
 
+from pipeline.build import build_beam
 from pipeline.comm import Comm
-from pipeline.config import CriticConfig, RBMConfig, RunConfig
-from pipeline.critics.adversary import ReplicatedAdversary
-from pipeline.critics.memory import FeatureEncoding, Memory
-from pipeline.critics.neighbors import NeighborCritic
-from pipeline.critics.search import search_torch
+from pipeline.config import CriticConfig, DataConfig, Phase, PowerLaw, RBMConfig, RunConfig, SamplerConfig, Schedules
+from pipeline.critics.memory import Memory
+from pipeline.critics.neighbors import BACKENDS
 from pipeline.fused import sweeps as fused
-from pipeline.learning.adam import Adam
+from pipeline.fused.update import FusedBeam
 from pipeline.models.rbm import RBM
-from pipeline.samplers.driven import DrivenGibbs, GammaProcess
-from pipeline.samplers.gibbs import ChainState
-from pipeline.training.ascent import Ascent
-from pipeline.training.beam import BeamObjective
-from pipeline.training.block import Counts
 from pipeline.training.objective import NonFinite
-from pipeline.training.terms import GradientSums
 
 pytestmark = [
     pytest.mark.gpu,
@@ -45,10 +38,15 @@ def fused_config(search: str = "torch", **sampler: Any) -> RunConfig:
     return dataclasses.replace(config, sampler=dataclasses.replace(config.sampler, kernel="fused", **sampler))
 
 
-def objective(config: RunConfig) -> BeamObjective:
+def by_torch(config: RunConfig) -> RunConfig:
+    assert config.sampler is not None
+    return dataclasses.replace(config, sampler=dataclasses.replace(config.sampler, kernel="torch"))
+
+
+def objective(config: RunConfig) -> FusedBeam:
     rows = rows_for(config)
-    found = BeamObjective(config, rows[20:], rows[:20], Comm(device=DEVICE))
-    assert found.whole is not None and found.fused is None
+    found = build_beam(config, rows[20:], rows[:20], Comm(device=DEVICE))
+    assert isinstance(found, FusedBeam)
     return found
 
 
@@ -75,58 +73,78 @@ def model(visible: str, num_visible: int, num_hidden: int) -> RBM:
 @pytest.mark.parametrize("sizes", [(37, 19, 13, 11), (64, 32, 16, 16)])
 def test_terms_are_those_of_the_torch_path(visible: str, feature: str, critic: dict[str, Any] | None, sizes) -> None:
     """Hidden means, T, mean T, every gradient and the mean over data; with a memory of another number of data rows."""
-    from pipeline.fused.update import FusedUpdate
-
     num_visible, num_hidden, num_chains, num_data = sizes
-    rbm, comm = model(visible, num_visible, num_hidden), Comm(device=DEVICE)
+    given = None if critic is None else CriticConfig(feature=feature, search="torch", num_neighbors=3, **critic)
+    phase = Phase(updates=2, gamma=1.0 if given is None else 0.3, learning_rate=PowerLaw(initial=0.01))
+    config = RunConfig(
+        "terms",
+        data=DataConfig(batch_size=num_data),
+        model=RBMConfig(num_visible, num_hidden, visible, center_hidden=True),
+        sampler=SamplerConfig(num_chains, 2, beta_std=0.9, num_blocks=1, kernel="fused"),
+        critic=given,
+        schedules=Schedules(likelihood=phase, adversarial=Phase(updates=0, gamma=phase.gamma)),
+    )
     generator = torch.Generator(device=DEVICE).manual_seed(2)
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.rand(shape, device=DEVICE, generator=generator)
 
-    recall = None
+    data = draw(2 * num_data - 3, num_visible)  # two batches, the second of three rows fewer
+    ours, torchs = (build_beam(c, data, data[:9], Comm(device=DEVICE)) for c in (config, by_torch(config)))
+    assert isinstance(ours, FusedBeam)
+    ours.rbm.load_state_dict(model(visible, num_visible, num_hidden).state_dict())
+    adversary, reference = ours.adversary, torchs.adversary
     if critic is not None:
-        config = CriticConfig(feature=feature, search="torch", num_neighbors=3, **critic)
-        width = num_visible if feature == "visible" else num_hidden
-        wire = FeatureEncoding(width, torch.float32, config.wire)
-        recall = ReplicatedAdversary(NeighborCritic(config, search_torch), wire, comm, [num_chains])
         shape = num_data - 4 + num_chains, num_visible
         rows = 10 * draw(*shape) - 5 if feature == "visible" else draw(shape[0], 1) * draw(*shape)
-        recall.memory = Memory(rows if feature == "visible" else rbm.hidden_mean(rows).detach(), num_data - 4)
-    buffer = draw(num_data + num_chains, num_visible)
-    sweeps = fused.FusedGibbs(
-        rbm, DrivenGibbs(GammaProcess(0.9, 0.9), 2), num_chains, 0, 3, torch.float32, 1, buffer[num_data:], graph=False
-    )
-    ascent = Ascent(rbm, Adam(rbm, (0.9, 0.999), 1e-8, maximize=True))
-    update = FusedUpdate(rbm, sweeps, buffer, recall, feature, ascent, graph=False)
-    start = draw(num_chains, num_visible)
-    update.hold([ChainState(start, draw(num_chains, num_hidden), torch.ones(num_chains, 1, device=DEVICE))])
-    informative = 0
-    for data_rows in (num_data, num_data - 3):
-        update.data(data_rows).copy_(draw(data_rows, num_visible))
-        found, largest = update.terms(4, data_rows, 0.3, recall is not None)
-        block = found.blocks[0]
-        sums = GradientSums(rbm, comm, [num_chains], feature, [generator], recall)
-        counts = Counts(data_rows, num_chains)
-        expected = sums.take([block.data], [block.particles.visible], 0.3, recall is not None, counts, None)
-        reference = expected.blocks[0]
-        torch.testing.assert_close(block.particles.hidden.states, reference.particles.hidden.states)
-        torch.testing.assert_close(block.data_features, reference.data_features)
-        if recall is not None:
-            assert block.scores is not None and reference.scores is not None
+        features = rows if feature == "visible" else ours.rbm.hidden_mean(rows)
+        adversary.memory = Memory(features, num_data - 4)  # type: ignore[union-attr]
+    informative, update = 0, ours.update
+    for step, data_rows in enumerate((num_data, num_data - 3)):
+        torchs.rbm.load_state_dict(ours.rbm.state_dict())
+        ours.batches.batch(step, out=update.data(data_rows))
+        found, largest = update.summed(step, data_rows, 0.3, adversary is not None)
+        block, at = found.blocks[0], torchs.schedule.at(step)
+        expected = torchs.look(step, [block.data], [block.particles.visible], torchs.rbm.couplings(), at)
+        if reference is not None:
+            reference.memory = Memory(adversary.memory.features.clone(), adversary.memory.num_data)  # type: ignore[union-attr]
+        expected, mean_score = torchs.scored(expected, reference)
+        other = expected.blocks[0]
+        torch.testing.assert_close(block.particles.hidden.states, other.particles.hidden.states)
+        torch.testing.assert_close(block.data_features, other.data_features)
+        if adversary is not None:
+            assert block.scores is not None and other.scores is not None
             informative += float(block.scores.std()) > 0.01
-            torch.testing.assert_close(block.scores, reference.scores, rtol=1e-4, atol=1e-4)
-            torch.testing.assert_close(found.mean_score, expected.mean_score, rtol=1e-4, atol=1e-5)
-        for name, value in expected.sums.items():
-            torch.testing.assert_close(found.sums[name], value, rtol=1e-4, atol=1e-5)
-        values = [*found.sums.values(), update.rows[num_data - data_rows :]]
+            torch.testing.assert_close(block.scores, other.scores, rtol=1e-4, atol=1e-4)
+            assert float(update.mean_score) == pytest.approx(float(mean_score), rel=1e-4, abs=1e-5)
+        for name, value in torchs.summed(expected, mean_score, 1.0 if adversary is None else 0.3).items():
+            torch.testing.assert_close(update.sums[name], value.to(update.sums[name].dtype), rtol=1e-4, atol=1e-5)
+        values = [*update.sums.values(), update.rows[num_data - data_rows :]]
         assert largest.tolist() == [float(value.abs().max()) for value in values]
-        update.ascend(0.01, data_rows, recall is not None)
-        if recall is not None:
-            assert recall.memory is not None and recall.memory.num_data == data_rows
+        update.ascend(0.01, data_rows, adversary is not None)
+        if adversary is not None:
+            assert adversary.memory is not None and adversary.memory.num_data == data_rows
             features = torch.cat([block.data_features, block.particles.features])
-            torch.testing.assert_close(recall.memory.features, recall.wire.unpack(recall.wire.pack(features)))
-    assert recall is None or informative
+            torch.testing.assert_close(adversary.memory.features, adversary.wire.unpack(adversary.wire.pack(features)))
+    assert adversary is None or informative
+
+
+def test_above_1024_rows_neighbors_are_torchs_whatever_a_checkpoint_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sessions choose the search by a stopwatch: a checkpoint may bring faiss, which a graph cannot capture."""
+    monkeypatch.setattr("pipeline.fused.update._MOST_REMEMBERED", 1)
+    ours = objective(fused_config())
+    for step in range(12):
+        ours.step(step, measure=False)
+    state = ours.state()
+    state["critic.backend"] = torch.tensor(list(BACKENDS).index("faiss"))
+
+    def refuse(*_: Any) -> torch.Tensor:
+        raise AssertionError("faiss was called in an update")
+
+    monkeypatch.setitem(BACKENDS, "faiss", refuse)
+    ours.load_state(state)
+    assert ours.adversary.critic.search is refuse  # type: ignore[union-attr]
+    ours.step(12, measure=False)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"] if DEVICE == "cuda" else ["float32"])
@@ -182,19 +200,11 @@ def test_its_first_update_is_that_of_torch() -> None:
     """Adam, the clamp and the offsets, from the rows that the fused sweeps have left."""
     config = fused_config(statistics_sweeps=0)
     ours = objective(config)
-    torchs = BeamObjective(
-        dataclasses.replace(config, sampler=dataclasses.replace(config.sampler, kernel="torch")),
-        *(rows_for(config)[20:], rows_for(config)[:20]),
-        Comm(device=DEVICE),
-    )
+    torchs = build_beam(by_torch(config), rows_for(config)[20:], rows_for(config)[:20], Comm(device=DEVICE))
     ours.step(0, measure=False)
-    terms = torchs.terms.take(
-        [ours.whole.data(17)],  # type: ignore[union-attr]
-        [torch.cat([chains.visible for chains in ours.chains])],
-        1.0, False, Counts(17, 13), None,
-    )  # fmt: skip
-    assert torchs.ascent is not None
-    torchs.ascent.step(dict(terms.sums), torchs.learning_rate(0))
+    at, visible = torchs.schedule.at(0), [torch.cat([chains.visible for chains in ours.chains.states])]
+    rows = torchs.look(0, [ours.update.data(17)], visible, torchs.rbm.couplings(), at)
+    torchs.learner.step(dict(torchs.summed(rows, 0.0, 1.0)), rows, at.rate)
     for a, b in zip(ours.rbm.state_dict().values(), torchs.rbm.state_dict().values()):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
@@ -202,7 +212,7 @@ def test_its_first_update_is_that_of_torch() -> None:
 def test_data_that_are_not_finite_are_found_a_step_later() -> None:
     config = fused_config()
     ours = objective(config)
-    ours.checks_later = True
+    ours.guard.later = True
     done = []
     with pytest.raises(NonFinite, match="began on rank 0") as error:
         for step in range(14):
@@ -219,8 +229,8 @@ def test_data_that_are_not_finite_are_found_a_step_later() -> None:
 def test_graphs_have_the_bits_of_their_launches(precision: str, statistics_sweeps: int) -> None:
     config = fused_config(precision=precision, statistics_sweeps=statistics_sweeps)
     captured, launched = objective(config), objective(config)
-    assert captured.whole is not None and launched.whole is not None and captured.whole.graphs.graph
-    launched.whole.graphs.graph = False
+    assert captured.update.graphs.graph
+    launched.update.graphs.graph = False
     for step in range(20):
         a, b = captured.step(step, measure=step % 3 == 0), launched.step(step, measure=step % 3 == 0)
         assert a == b, step
@@ -232,7 +242,7 @@ def test_a_critic_it_does_not_know_leaves_the_sweeps_alone_fused() -> None:
     config = fused_config()
     config = dataclasses.replace(config, critic=dataclasses.replace(config.critic, feature="hidden_sample"))
     rows = rows_for(config)
-    found = BeamObjective(config, rows[20:], rows[:20], Comm(device=DEVICE))
-    assert found.whole is None and found.fused is not None
+    found = build_beam(config, rows[20:], rows[:20], Comm(device=DEVICE))
+    assert not isinstance(found, FusedBeam) and isinstance(found.chains, fused.FusedChains)
     for step in range(13):
         assert "gamma" in found.step(step, measure=step == 12)

@@ -7,6 +7,7 @@ import torch
 from small import PAIRINGS, small_rbm
 from test_beam_invariance import rows_for, tiny
 
+from pipeline.build import build_beam
 from pipeline.comm import Comm
 from pipeline.config import CriticConfig
 from pipeline.critics.memory import Memory
@@ -76,7 +77,7 @@ def test_a_run_resumes_with_the_same_bits(kernel, precision, monkeypatch):
     rows = rows_for(config)
 
     def objective() -> BeamObjective:
-        return BeamObjective(config, rows[20:], rows[:20], Comm(device=CUDA))
+        return build_beam(config, rows[20:], rows[:20], Comm(device=CUDA))
 
     whole, first = objective(), objective()
     for step in range(20):

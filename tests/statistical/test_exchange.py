@@ -29,7 +29,7 @@ def test_every_temperature_keeps_its_law(visible: str, sweeps: int) -> None:
     tables = [Table.of(rbm, beta) for beta in BETAS]
     v = torch.cat([exact_visible_draws(rbm, t, b, ROWS, g) for t, b in zip(tables, BETAS)]).float()
     sampler = ExchangeGibbs(BETAS, sweeps)
-    chains = sampler.at_temperatures(ChainState(v, torch.full((len(v), 3), torch.nan), torch.ones(len(v), 1)))
+    chains = sampler.start(ChainState(v, torch.full((len(v), 3), torch.nan), torch.ones(len(v), 1)), seeded(0))
     chains = sampler.run(single(rbm), chains, g)
     for i, table in enumerate(tables):
         rows = slice(i * ROWS, (i + 1) * ROWS)
@@ -45,7 +45,7 @@ def test_exchanges_happen_at_the_rate_of_detailed_balance() -> None:
     sampler = ExchangeGibbs((1.0, 0.2), 1)
     for cold, rate in ((1.0, math.exp(-1.6)), (0.0, 1.0)):
         v = torch.cat([torch.full((rows, 1), cold), torch.full((rows, 1), 1 - cold)])
-        chains = sampler.at_temperatures(ChainState(v, torch.zeros(2 * rows, 1), torch.ones(2 * rows, 1)))
+        chains = sampler.start(ChainState(v, torch.zeros(2 * rows, 1), torch.ones(2 * rows, 1)), seeded(0))
         after = sampler._exchange(rbm, chains, 0, seeded(1))
         moved = after.visible[:rows] != cold
         assert torch.equal(moved, after.visible[rows:] == cold), "both partners move, or none"
@@ -56,7 +56,7 @@ def test_exchanges_happen_at_the_rate_of_detailed_balance() -> None:
 def test_odd_sweeps_pair_other_temperatures() -> None:
     rbm, sampler = RBM(RBMConfig(1, 1, "bernoulli", "bernoulli")), ExchangeGibbs((1.0, 0.5, 0.25, 0.1), 1)
     v = torch.arange(4.0)[:, None]  # at energy 0 every exchange is accepted
-    chains = sampler.at_temperatures(ChainState(v, torch.zeros(4, 1), torch.ones(4, 1)))
+    chains = sampler.start(ChainState(v, torch.zeros(4, 1), torch.ones(4, 1)), seeded(0))
     assert sampler._exchange(rbm, chains, 0, seeded(1)).visible.flatten().tolist() == [1, 0, 3, 2]
     assert sampler._exchange(rbm, chains, 1, seeded(1)).visible.flatten().tolist() == [0, 2, 1, 3]
 
@@ -74,7 +74,7 @@ def test_separated_modes_get_their_weights() -> None:
     assert float(plain_gibbs(150).run(rbm, stuck, seeded(2)).hidden.mean()) == 0.0
     sampler = ExchangeGibbs(geometric_betas(8, 0.02), 150)
     hot = ChainState(*(column.repeat(8, 1) for column in stuck))
-    chains = sampler.coldest(sampler.run(rbm, sampler.at_temperatures(hot), seeded(3)))
+    chains = sampler.at_one(sampler.run(rbm, sampler.start(hot, seeded(0)), seeded(3)))
     assert len(chains.visible) == rows
     error = SIGMAS * math.sqrt(0.3 * 0.7 / rows)
     assert abs(float(chains.hidden.mean()) - 0.7) < error

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from jobs.recipes import recipe
+from pipeline.build import build_beam
 from pipeline.comm import Comm
 from pipeline.config import OptimizerConfig, RunConfig
 from pipeline.data.mixtures import grid
 from pipeline.metrics.coverage import ExactDivergences, exact_kl
-from pipeline.training.beam import BeamObjective
 
 MIXTURE = grid(rows=3, columns=4)
 
@@ -26,8 +26,8 @@ def trained(config: RunConfig) -> tuple[ExactDivergences, torch.Tensor]:
     scale = rows.var(0).mean().sqrt()  # as data.scaling = isotropic does
     mean = rows.mean(0)
     scaled = (rows - mean) / scale
-    objective = BeamObjective(config, scaled[1000:], scaled[:1000], Comm())
-    for step in range(objective.total_steps):
+    objective = build_beam(config, scaled[1000:], scaled[:1000], Comm())
+    for step in range(objective.schedule.total_steps):
         objective.step(step, measure=False)
     variance = objective.rbm.visible.variance()
     assert variance is not None

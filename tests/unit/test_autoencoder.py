@@ -124,7 +124,7 @@ def test_training_lowers_the_error() -> None:
     schedules = Schedules(likelihood=Phase(epochs=20, learning_rate=Cosine(initial=3e-3, warmup_updates=4)))
     config = dataclasses.replace(small_config(flip=False), data=DataConfig(batch_size=4), schedules=schedules)
     objective = AutoencoderObjective(config, discs(4), discs(4), Comm())
-    assert objective.total_steps == 20
+    assert objective.schedule.total_steps == 20
     start = objective.evaluate(0).metrics
     reports = [objective.step(step, measure=step == 19) for step in range(20)]
     end = objective.evaluate(20).metrics

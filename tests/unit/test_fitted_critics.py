@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline.build import build_adversary
 from pipeline.comm import Comm
 from pipeline.config import AnyCriticConfig, CriticConfig, ForestCriticConfig, NetworkCriticConfig
 from pipeline.critics.adversary import ReplicatedAdversary
-from pipeline.critics.build import build_adversary
 from pipeline.critics.critic import Critic
 from pipeline.critics.forest import ForestCritic
 from pipeline.critics.memory import FeatureEncoding, Memory

@@ -117,7 +117,7 @@ def test_more_critic_steps_take_further_batches() -> None:
     objective.batches.block = lambda step, b: (asked.append(step), block(step, b))[1]  # type: ignore[method-assign]
     objective.step(2, measure=False)
     assert sorted(set(asked)) == [6, 7, 8]
-    assert objective.total_steps == 50 and objective.state()["optimizer.critic.layers.0.weight.step"] == 3
+    assert objective.schedule.total_steps == 50 and objective.state()["optimizer.critic.layers.0.weight.step"] == 3
 
 
 @pytest.mark.parametrize("values", [784, 12288])

@@ -47,13 +47,13 @@ _ROOMS: dict[str, tuple[str, ...]] = {
     "critics": (*_MODELS, "learning", "metrics"),
     "training": _MATHEMATICS,
     "fused": (*_MATHEMATICS, "training"),
+    "build": (*_MATHEMATICS, "training", "fused"),
     "storage": (*_BASE, "data"),
     "tracking": (*_BASE, "provenance", "data"),
     "packages": (*_MODELS, "data", "samplers"),
     "registry": (*_BASE, "provenance", "packages", "tracking", "storage"),
 }
 """A room of pipeline/, from the ground up -> the rooms below it from which it may import."""
-_ROOMS["training"] += ("fused",)
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     **{f"pipeline.{room}": tuple(f"pipeline.{r}" for r in (*below, room)) for room, below in _ROOMS.items()},
     "pipeline.data.batches": ("pipeline.comm", "pipeline.streams"),

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline.build import build_beam
 from pipeline.comm import Comm
 from pipeline.config import RBMConfig, RunConfig, SamplerConfig
 from pipeline.models.initialize import initialize_rbm
 from pipeline.models.rbm import RBM
-from pipeline.training.beam import BeamObjective
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -156,7 +156,7 @@ def test_a_fixed_variance_stays():
     data = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
     sampler = SamplerConfig(num_chains=8, gibbs_steps=1)
     config = RunConfig("fixed", model=RBMConfig(3, 2, fixed_std=0.07), sampler=sampler)
-    objective = BeamObjective(config, data, data, Comm())
+    objective = build_beam(config, data, data, Comm())
     before = {name: p.clone() for name, p in objective.rbm.named_parameters()}
     for step in range(3):
         objective.step(step, measure=False)

@@ -11,6 +11,7 @@ import torch
 from test_beam_invariance import rows_for, tiny
 from torch import Tensor
 
+from pipeline.build import build_beam
 from pipeline.comm import Comm
 from pipeline.config import CheckpointConfig, EvaluationConfig, RunConfig
 from pipeline.training.beam import BeamObjective
@@ -28,7 +29,7 @@ META = {"data": "hash of the data"}
 
 def objective(config: RunConfig = CONFIG) -> BeamObjective:
     rows = rows_for(config)
-    return BeamObjective(config, rows[20:], rows[:20], Comm())
+    return build_beam(config, rows[20:], rows[:20], Comm())
 
 
 def run(folder: Path, stop: StopRequest | None = None, until: int | None = None) -> list[Progress]:

@@ -6,11 +6,13 @@ import pytest
 import torch
 from test_beam_invariance import rows_for, tiny
 
+from pipeline.build import build_beam
 from pipeline.comm import Comm
 from pipeline.config import ConfigError, RBMConfig, RunConfig
 from pipeline.device import precision
 from pipeline.device.precision import Products, choose_for_sweeps, rounding_operands, rounds_natively
 from pipeline.training.beam import BeamObjective
+from pipeline.training.chains import TorchChains
 
 WAYS = pytest.mark.parametrize(
     "products",
@@ -64,11 +66,13 @@ def wants(setting: str, num_hidden: int = 64) -> RunConfig:
 
 def built(config: RunConfig) -> BeamObjective:
     rows = rows_for(config)
-    return BeamObjective(config, rows[20:], rows[:20], Comm())
+    return build_beam(config, rows[20:], rows[:20], Comm())
 
 
 def of(objective: BeamObjective) -> tuple[str, str]:
-    return objective.precision, objective.products
+    chains = objective.chains
+    assert isinstance(chains, TorchChains)
+    return chains.precision, chains.products
 
 
 def test_where_it_is_not_native_auto_goes_without_and_a_name_is_emulated(monkeypatch, caplog) -> None:
@@ -119,7 +123,7 @@ def test_auto_is_what_the_processor_has() -> None:
 def test_gradients_and_evaluation_are_float32(products: Products, monkeypatch) -> None:
     """Only sweeps run with rounded operands."""
     objective = built(wants("bfloat16"))
-    objective.products = products
+    objective.chains.products = products  # type: ignore[attr-defined]
     inside: set[tuple[str, bool]] = set()
 
     def watch(name: str, owner: object) -> None:
@@ -131,7 +135,7 @@ def test_gradients_and_evaluation_are_float32(products: Products, monkeypatch) -
 
         monkeypatch.setattr(owner, name, call)
 
-    watch("run", type(objective.sampler))
+    watch("run", type(objective.chains.sampler))
     watch("negative_energy_gradient", objective.rbm)
     watch("hidden_statistics", objective.rbm)
     objective.step(0, measure=True)
