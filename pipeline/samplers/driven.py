@@ -75,6 +75,10 @@ class DrivenGibbs:
             chains = gibbs_sweep(rbm, couplings, chains._replace(beta=beta), bounded, random)
         return chains
 
+    def at_one(self, chains: ChainState) -> ChainState:
+        """Select the chains that are samples: all of them, since each is a particle of its own."""
+        return chains
+
 
 def plain_gibbs(num_sweeps: int) -> DrivenGibbs:
     """`num_sweeps` sweeps of block Gibbs at beta = 1."""

@@ -44,8 +44,8 @@ class ExchangeGibbs:
         betas = chains.beta.new_tensor(self.betas)
         return chains._replace(beta=betas.repeat_interleave(len(chains.beta) // len(betas))[:, None])
 
-    def coldest(self, chains: ChainState) -> ChainState:
-        """The m chains at beta = 1, views."""
+    def at_one(self, chains: ChainState) -> ChainState:
+        """Select the m chains at beta = 1, views."""
         return ChainState(*(column[: len(column) // len(self.betas)] for column in chains))
 
     @torch.no_grad()

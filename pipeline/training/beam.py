@@ -22,8 +22,9 @@ from pipeline.models.rbm import Couplings
 from pipeline.natural_gradient import natural_step
 from pipeline.optimizers import build_optimizer, load_optimizer_state, optimizer_state
 from pipeline.precision import choose_for_sweeps, rounding_operands
-from pipeline.samplers.driven import DrivenGibbs, GammaProcess, plain_gibbs
-from pipeline.samplers.exchange import ExchangeGibbs, geometric_betas
+from pipeline.samplers.build import build_sampler
+from pipeline.samplers.driven import DrivenGibbs, plain_gibbs
+from pipeline.samplers.exchange import ExchangeGibbs
 from pipeline.samplers.gibbs import ChainState, blocks_stand_alone
 from pipeline.samplers.protocols import WideStart
 from pipeline.schedules import learning_rate, noise_std
@@ -81,11 +82,7 @@ class BeamObjective:
         self.ascent = None if natural else Ascent(self.rbm, build_optimizer(self.rbm, config.optimizer, maximize=True))
         """None for the natural gradient, which has no state."""
         s = self.sampler_config
-        self.sampler: DrivenGibbs | ExchangeGibbs = DrivenGibbs(
-            GammaProcess(s.beta_std, s.beta_momentum), s.gibbs_steps, s.min_beta
-        )
-        if s.num_temperatures > 1:
-            self.sampler = ExchangeGibbs(geometric_betas(s.num_temperatures, s.lowest_beta), s.gibbs_steps)
+        self.sampler = build_sampler(s)
         self.statistics_sampler = plain_gibbs(s.statistics_sweeps)
         self.wide_start = WideStart.of(train)
         self.monitors = Monitors(config.evaluation, train, heldout.to(comm.device))
@@ -161,7 +158,7 @@ class BeamObjective:
             self._check()
         report = {"gamma": gamma, "epoch": step / self.batches.steps_per_epoch, "learning_rate": rate}
         if measure:
-            betas, rows = [self._at_one(chains).beta for chains in self.chains], self.batches.block_rows(step)
+            betas, rows = [self.sampler.at_one(chains).beta for chains in self.chains], self.batches.block_rows(step)
             if self.whole is not None:  # all rows are one block
                 betas, rows = [torch.cat(betas)], [counts.data]
             features = [block.data_features for block in blocks]
@@ -237,10 +234,6 @@ class BeamObjective:
             return self.sampler.at_temperatures(chains)
         return chains._replace(beta=self.sampler.process.stationary(chains.beta, generator))
 
-    def _at_one(self, chains: ChainState) -> ChainState:
-        """The chains that give statistics: all driven ones, or the coldest replicas."""
-        return self.sampler.coldest(chains) if isinstance(self.sampler, ExchangeGibbs) else chains
-
     def _add_noise(self, step: int, data: Sequence[Tensor]) -> None:
         """Add the schedule's noise to the rows [b, V] of each block of this worker."""
         if (noise := noise_std(self.config.schedules.noise, step, self.config.epochs_scale)) > 0:
@@ -297,7 +290,7 @@ class BeamObjective:
         if len(which) > 1:
             moved = ChainState(*(torch.cat(columns) for columns in zip(*(self.chains[i] for i in which))))
         moved = self.sampler.run(self.rbm, moved, random, couplings)
-        visible = self.statistics_sampler.run(self.rbm, self._at_one(moved), random, couplings).visible
+        visible = self.statistics_sampler.run(self.rbm, self.sampler.at_one(moved), random, couplings).visible
         if len(which) == 1:
             self.chains[which[0]] = moved
             return [visible]

@@ -74,7 +74,7 @@ def test_separated_modes_get_their_weights() -> None:
     assert float(plain_gibbs(150).run(rbm, stuck, seeded(2)).hidden.mean()) == 0.0
     sampler = ExchangeGibbs(geometric_betas(8, 0.02), 150)
     hot = ChainState(*(column.repeat(8, 1) for column in stuck))
-    chains = sampler.coldest(sampler.run(rbm, sampler.at_temperatures(hot), seeded(3)))
+    chains = sampler.at_one(sampler.run(rbm, sampler.at_temperatures(hot), seeded(3)))
     assert len(chains.visible) == rows
     error = SIGMAS * math.sqrt(0.3 * 0.7 / rows)
     assert abs(float(chains.hidden.mean()) - 0.7) < error
