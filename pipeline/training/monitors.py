@@ -35,7 +35,7 @@ class Monitors:
     def __init__(self, config: EvaluationConfig, train: Tensor, heldout: Tensor):
         self.config = config
         self.heldout = heldout[: config.num_rows]
-        components = min(config.num_components, train.shape[1], len(self.heldout) - 1)
+        components = min(config.num_components, train.shape[1], len(train) - 1, len(self.heldout) - 1)
         self.space = fit_principal_space(train, components)
 
     @torch.no_grad()
