@@ -102,6 +102,12 @@ def test_a_stack_of_one_layer_is_its_rbm():
         descend(RBMStack([rbm]), alone.visible, stream(0, "x"))
 
 
+def test_no_samples_of_a_stack_are_an_empty_result():
+    stack = RBMStack([random_rbm(7, 5, "gaussian", 1).float(), random_rbm(5, 3, seed=2).float()])
+    out = draw_stack_samples(stack, WideStart(torch.full((5,), 0.5), torch.ones(5)), DRIVEN, 0, 3)
+    assert out.visible.shape == out.visible_mean.shape == (0, 7)
+
+
 def test_means_through_the_middle():
     stack = RBMStack([random_rbm(7, 5, "gaussian", 1), random_rbm(5, 3, seed=2), random_rbm(3, 2, seed=3)])
     hidden = layer_states(stack.layer(1).hidden)
