@@ -120,7 +120,7 @@ def _get_all(
             part.unlink(missing_ok=True)
         if item.bytes >= RESUMED_BYTES:
             write({"name": item.name, "begun": [item.bytes, item.modified_ns]})
-        sha256 = place.get(item.name, folder / item.name, expected.get(item.name), item.bytes, bar.update)
+        sha256 = place.get(item.name, folder / item.name, expected.get(item.name), item.bytes, bar.update, resume=True)
         return {"name": item.name, "bytes": item.bytes, "modified_ns": item.modified_ns, "sha256": sha256}
 
     def write(line: Mapping[str, Any]) -> None:

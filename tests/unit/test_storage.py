@@ -85,9 +85,16 @@ def test_a_fetch_goes_on_with_what_a_killed_one_left(place: Place, tmp_path: Pat
     place.write("a", whole)
     (tmp_path / ".a.part").write_bytes(whole[:4001])
     told: list[int] = []
-    place.get("a", tmp_path / "a", size=10_007, tell=told.append)
+    place.get("a", tmp_path / "a", size=10_007, tell=told.append, resume=True)
     assert (tmp_path / "a").read_bytes() == whole
     assert told == [4001, 6006]
+
+
+def test_a_part_of_an_earlier_object_is_not_gone_on_with(place: Place, tmp_path: Path) -> None:
+    place.write("a", b"new" * 1000)
+    (tmp_path / ".a.part").write_bytes(b"old" * 400)
+    assert place.get("a", tmp_path / "a", size=3000) == hashlib.sha256(b"new" * 1000).hexdigest()
+    assert (tmp_path / "a").read_bytes() == b"new" * 1000
 
 
 @pytest.mark.parametrize("url", ["http://host/x", "s3:///x", "s3://key:secret@bucket/x", "s3://bucket/x?region=a", "x"])
