@@ -21,7 +21,7 @@ from jobs.stages import Stages
 from jobs.storage import fetch_shards_to, store_output
 from jobs.tracked import add_history, start_tracker
 from jobs.train_job import Outcome, TrainJob, check_folder, run_training, total_updates
-from pipeline.config import Phase, RBMConfig, RunConfig, flatten
+from pipeline.config import Phase, RunConfig, flatten
 from pipeline.data.shards import Manifest, read_manifest
 from pipeline.device.precision import choose_precision
 from pipeline.models.autoencoder import Autoencoder
@@ -32,6 +32,7 @@ from pipeline.registry.fetch import fetch_model
 from pipeline.registry.promotion import promote_if_better, set_candidate
 from pipeline.registry.register import register_autoencoder
 from pipeline.registry.versions import ModelVersionInfo, RegistryError, find_model, model_name
+from pipeline.samplers.build import read_trained
 from pipeline.samplers.gibbs import ChainState
 from pipeline.tracking.tracker import is_away
 from pipeline.training.checkpoint import Checkpoint, load_latest, save_checkpoint
@@ -280,16 +281,13 @@ class Chain:
     def load_rbm(self, part: str, checkpoints: str = "checkpoints") -> tuple[RBM, ChainState]:
         """The RBM and chains of a trained part of this run."""
         found = load_latest(self.folder / part / checkpoints)
-        assert found is not None and isinstance(self.config.model, RBMConfig)
-        return read_beam(found, self.config.model)
+        assert found is not None
+        return read_beam(found, self.config)
 
 
-def read_beam(found: Checkpoint, model: RBMConfig) -> tuple[RBM, ChainState]:
-    """The RBM and chains of a BEAM's checkpoint."""
-    rbm = RBM(model)
-    rbm.load_state_dict(part_of(found.tensors, "model."))
-    rbm.requires_grad_(False)
-    return rbm, ChainState(**part_of(found.tensors, "chains."))
+def read_beam(found: Checkpoint, config: RunConfig) -> tuple[RBM, ChainState]:
+    """The RBM of a BEAM's checkpoint and its chains that are samples, [num_chains, .]: none of their hotter replicas."""
+    return read_trained(found.tensors, config)
 
 
 def is_registered(name: str, outputs: dict[str, Any]) -> bool:

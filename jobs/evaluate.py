@@ -56,7 +56,7 @@ class Scene:
         cls, train: Tensor, test: Tensor, whitening: Whitening, autoencoder: PackagedAutoencoder, components: int
     ) -> "Scene":
         """The scene with principal components fitted to the training rows."""
-        components = min(components, train.shape[1], len(test) - 1)
+        components = min(components, train.shape[1], len(train) - 1, len(test) - 1)
         return cls(train, test, whitening, autoencoder, fit_principal_space(train, components))
 
     def pixels(self, latents: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ def open_scene(data_dir: Path, cache: Path, num_components: int, scaling: Scalin
     if manifest.kind == "latents":
         encoder = find_encoder(str(manifest.settings.get("encoder_version")), cache)
         return Scene.of(train, test, read_scaling(data_dir, scaling), encoder, num_components)
-    components = min(num_components, train.shape[1], len(test) - 1)
+    components = min(num_components, train.shape[1], len(train) - 1, len(test) - 1)
     return PointScene(train, test, fit_principal_space(train, components))
 
 

@@ -90,10 +90,9 @@ class Material:
     @cached_property
     def rbm(self) -> RBM:
         """The trained RBM."""
-        config = self.training.config.model
-        if not isinstance(config, RBMConfig):
+        if not isinstance(self.training.config.model, RBMConfig):
             raise Missing(f"{self.training.name} is not a BEAM: it has no RBM to sample from")
-        return read_beam(self.checkpoint, config)[0]
+        return read_beam(self.checkpoint, self.training.config)[0]
 
     @cached_property
     def train_rows(self) -> Tensor:

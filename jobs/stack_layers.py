@@ -48,7 +48,7 @@ def read_layer(folder: Path) -> Layer:
     config = RunConfig.from_dict(found.meta["config"])
     if not isinstance(config.model, RBMConfig):
         raise ValueError(f"{folder} holds a run of {config.name!r}, which is no RBM; give the folder of a trained BEAM")
-    rbm = read_beam(found, config.model)[0]
+    rbm = read_beam(found, config)[0]
     return Layer(folder.resolve(), rbm, config, found.step, str(found.meta.get("data")))
 
 

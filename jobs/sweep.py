@@ -217,7 +217,7 @@ def register(
     config, folder = final_run(sweep.plan("final"), [Segment(**s) for s in variant["lineage"]], first)
     found = load_latest(folder / "checkpoints")
     assert found is not None and isinstance(config.model, RBMConfig)
-    rbm, chains = read_beam(found, config.model)
+    rbm, chains = read_beam(found, config)
     scores, dataset = variant["runs"][0]["scores"], sweep.manifest.dataset
     autoencoder = scene.autoencoder if isinstance(scene, Scene) else None
     scaling = read_scaling(sweep.data_dir, config.data.scaling)

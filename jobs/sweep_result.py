@@ -131,7 +131,7 @@ def load_rbm(folder: Path, config: RunConfig) -> Any:
     """The RBM of a folder's newest checkpoint."""
     found = load_latest(folder / "checkpoints")
     assert found is not None and isinstance(config.model, RBMConfig)
-    return read_beam(found, config.model)[0]
+    return read_beam(found, config)[0]
 
 
 def judge(scored: Mapping[str, Any], metric: str, failed: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:

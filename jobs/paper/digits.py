@@ -114,7 +114,7 @@ def draw_digits(found: Checkpoint, config: RunConfig, train: Tensor, count: int)
     if isinstance(config.model, GANConfig):
         return {"generator mean": generate(read_generator(found, config.model), count, 1, Comm())}
     assert isinstance(config.model, RBMConfig)
-    rbm, chains = read_beam(found, config.model)
+    rbm, chains = read_beam(found, config)
     start = WideStart.of(train)
     drawn: dict[str, Tensor] = {}
     for protocol in (FRESH, DRIVEN):
@@ -224,7 +224,7 @@ def score_likelihoods(folder: Path, cache: Path, data: str, runs: list[str], com
     for run in runs:
         found, config = _finished(folder.parent / run)
         assert isinstance(config.model, RBMConfig)
-        rbm, _ = read_beam(found, config.model)
+        rbm, _ = read_beam(found, config)
         partition = estimate_log_partition(rbm, train, 100, 1000)
         estimate = estimate_log_likelihood(rbm, test[:compared], partition)
         out[run] = {

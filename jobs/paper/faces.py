@@ -77,7 +77,7 @@ def train_beam(
     assert isinstance(config.model, RBMConfig)
     scene = open_scene(data, cache, COMPONENTS)
     assert isinstance(scene, Scene)
-    rbm, _ = read_beam(found, config.model)
+    rbm, _ = read_beam(found, config)
     start = WideStart.of(scene.train)
     drawn = scene.pixels(draw_samples(rbm, start, DRIVEN, len(scene.test), 0).visible_mean)
     history = read_history(folder / "run")

@@ -92,7 +92,7 @@ def draw_rows(
         generated = generate(read_generator(found, config.model), count, 1, Comm())
         return {"generator": scaling.invert(generated)}
     assert isinstance(config.model, RBMConfig)
-    rbm, chains = read_beam(found, config.model)
+    rbm, chains = read_beam(found, config)
     start = WideStart.of(scaling.apply(load_split(data, "train")))
     drawn = {p.name: scaling.invert(draw_samples(rbm, start, p, count, 1).visible) for p in (FRESH, DRIVEN, HOT)}
     variance = rbm.visible.variance()
@@ -108,7 +108,7 @@ def draw_rows(
         "reverse": exact.reverse.nats,
         "reverse_error": exact.reverse.standard_error,
     }
-    if len(chains.visible) >= count // 2:
+    if len(chains.visible) >= count // 4:
         drawn["persistent"] = scaling.invert(chains.visible)
     return drawn
 

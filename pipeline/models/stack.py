@@ -176,7 +176,8 @@ def transpose(rbm: RBM, center_hidden: bool | None = None) -> RBM:
         num_hidden=c.num_visible,
         visible_units=c.hidden_units,
         hidden_units=c.visible_units,
-        fixed_std=None,  # of visible units alone
+        initial_thresholds="origin",  # these two are of Gaussian visible units alone
+        fixed_std=None,
         center_visible=c.center_hidden,
         center_hidden=c.center_visible if center_hidden is None else center_hidden,
     )

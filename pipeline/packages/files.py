@@ -4,7 +4,7 @@
     autoencoder.safetensors     weights by their names in the module; not where config.json says "autoencoder": null
     rbm.safetensors             a BEAM only: weights by their names in the module
     statistics.safetensors      a BEAM only: whitening and wide start
-    chains.safetensors          a BEAM only: the persistent chains where training left them
+    chains.safetensors          a BEAM only: the persistent chains at the end of training; of replicas those at beta = 1
 
 A folder that is damaged, of another version or with anything unknown in it is refused by name: half understood, it would
 give wrong pictures silently. What the tensors mean is in packaged.py.

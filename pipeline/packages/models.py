@@ -37,6 +37,7 @@ from pipeline.packages.files import (
     write_package,
 )
 from pipeline.packages.inputs import Data, as_clamped, as_pixels, as_points, check_parameters, clamped_pixels
+from pipeline.samplers.build import chains_at_one
 from pipeline.samplers.clamped import draw_clamped
 from pipeline.samplers.driven import DrivenGibbs, GammaProcess
 from pipeline.samplers.gibbs import ChainState
@@ -97,7 +98,7 @@ class PackagedBeam:
     """Of the visible units; mean 0 and standard deviation 1 where the data were used as they are."""
     wide_start: WideStart
     chains: ChainState
-    """The persistent chains of all workers, [M, .] in order."""
+    """The persistent chains of all workers, [M, .] in order; of replica exchange those at beta = 1."""
     autoencoder: PackagedAutoencoder | None
     """The one whose latents it was trained on; None for a model of points."""
     dataset: str
@@ -113,7 +114,8 @@ class PackagedBeam:
             gibbs_steps: sweeps of the main stage, 1 to 100 000; 100 are the evaluation protocols themselves.
             seed: 0 to 2^31 - 1.
             protocol: `driven` or `fresh` (samplers/protocols.py) start from noise; `persistent`: the chains of training
-                go on with their own sampler for gibbs_steps sweeps, then 5 at beta = 1.
+                go on with their own sampler (of replica exchange those at beta = 1, by Gibbs) for gibbs_steps sweeps, then
+                5 at beta = 1.
 
         Raises:
             ValueError: a value out of its range.
@@ -277,12 +279,15 @@ class PackagedBeam:
         check_shapes("statistics.safetensors", moments, {name: (width,) for name in names})
         shapes = {"visible": width, "hidden": run.model.num_hidden, "beta": 1}
         check_shapes("chains.safetensors", chains, {name: (num_chains, size) for name, size in shapes.items()})
+        states, s = ChainState(**chains), run.sampler
+        if s is not None and s.num_temperatures > 1 and num_chains == s.num_chains * s.num_temperatures:
+            states = chains_at_one(states, s)  # packages once held the hotter replicas, too
         return PackagedBeam(
             rbm,
             run,
             Whitening(moments["whitening.mean"], moments["whitening.std"]),
             WideStart(moments["wide_start.mean"], moments["wide_start.std"]),
-            ChainState(**chains),
+            states,
             autoencoder,
             config["dataset"],
             config["metrics"],

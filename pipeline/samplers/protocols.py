@@ -74,7 +74,7 @@ def draw_samples(
 ) -> Samples:
     """`num_rows` samples by `protocol`, the same on all workers, who share the work; `seed` fixes every number."""
     comm = comm or Comm(device=rbm.weights.device)
-    block_rows = split_rows(num_rows, -(-num_rows // ROWS_PER_BLOCK))
+    block_rows = split_rows(num_rows, max(1, -(-num_rows // ROWS_PER_BLOCK)))
     visible, means = [], []
     for block in comm.my_blocks(len(block_rows)):
         generator = stream(seed, f"evaluation {protocol.name}", block, device=rbm.weights.device)

@@ -45,7 +45,7 @@ def draw_stack_samples(
 def descend_blocks(stack: RBMStack, hidden: Tensor, seed: int, middle: Encoding = "sample") -> Samples:
     """Passes down from states [n, .] of the top's visible units, in blocks of 32 rows with a stream each."""
     visible, means = [], []
-    blocks = hidden.split(split_rows(len(hidden), -(-len(hidden) // ROWS_PER_BLOCK)))
+    blocks = hidden.split(split_rows(len(hidden), max(1, -(-len(hidden) // ROWS_PER_BLOCK))))
     for block, states in enumerate(blocks):
         v, mean = descend(stack, states, stream(seed, "stack descent", block, device=states.device), middle)
         visible.append(v)

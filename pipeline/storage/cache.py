@@ -31,12 +31,13 @@ RESUMED_BYTES = 1 << 24
 """Files from this size on are gone on with where a killed fetch ended; smaller ones begin again."""
 DEFAULT_GB = 200.0
 _log = logging.getLogger(__name__)
-_held: list[IO[bytes]] = []  # until this process ends: nobody may delete what it reads
+_held: dict[Path, IO[bytes]] = {}  # locks, by folder, until this process ends: no other may delete what it reads
 
 
 def fetch(url: str, cache: Path) -> Path:
     """A local copy of the folder at `url`, below `<cache>/fetched`; fetched if it is not there, or is not what is at `url`.
 
+    What this process fetched before from there is replaced when the place has changed.
     The cache is bounded by BEAM_FETCHED_GB (200): what was used longest ago, and is not in use, makes room.
 
     Raises:
@@ -47,7 +48,13 @@ def fetch(url: str, cache: Path) -> Path:
     place = Place(url)
     folder = cache / "fetched" / hashlib.sha256(place.url.encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
-    lock = (folder / ".in-use").open("ab")
+    held = _held.get(folder.resolve())
+    if held is not None and not (folder / ".in-use").exists():  # somebody cleared the cache
+        held = None
+    if held is not None and _is_same(place, folder):
+        os.utime(folder / ".in-use")
+        return folder
+    lock = held or (folder / ".in-use").open("ab")
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -66,9 +73,12 @@ def fetch(url: str, cache: Path) -> Path:
             fcntl.flock(lock, fcntl.LOCK_SH)
         os.utime(folder / ".in-use")
     except BaseException:
-        lock.close()
+        if held is None:
+            lock.close()
+        else:
+            fcntl.flock(lock, fcntl.LOCK_SH)
         raise
-    _held.append(lock)
+    _held[folder.resolve()] = lock
     return folder
 
 
@@ -120,7 +130,7 @@ def _get_all(
             part.unlink(missing_ok=True)
         if item.bytes >= RESUMED_BYTES:
             write({"name": item.name, "begun": [item.bytes, item.modified_ns]})
-        sha256 = place.get(item.name, folder / item.name, expected.get(item.name), item.bytes, bar.update)
+        sha256 = place.get(item.name, folder / item.name, expected.get(item.name), item.bytes, bar.update, resume=True)
         return {"name": item.name, "bytes": item.bytes, "modified_ns": item.modified_ns, "sha256": sha256}
 
     def write(line: Mapping[str, Any]) -> None:

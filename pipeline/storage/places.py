@@ -115,10 +115,12 @@ class Place:
         sha256: str | None = None,
         size: int | None = None,
         tell: Callable[[int], object] = int,
+        resume: bool = False,
     ) -> str:
         """Fetch an object to `path`, whole or not at all; returns its sha256 (hex).
 
-        What a killed fetch left in `.NAME.part` is gone on with when the object's `size` is given, or its hash.
+        What a killed fetch left in `.NAME.part` is gone on with when the object's hash is given, or with `resume`: its size
+        does not tell whether the part is of this object or of an earlier one of that name.
 
         Args:
             name: of the object.
@@ -126,6 +128,7 @@ class Place:
             sha256: what it has to be; None: not known.
             size: bytes that it has to have; None: not known.
             tell: called with the bytes of each chunk that came.
+            resume: the caller knows that the part, if there is one, is of this object.
 
         Raises:
             Absent: there is none.
@@ -134,7 +137,7 @@ class Place:
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.name}.part")
-        if sha256 is None and size is None:
+        if sha256 is None and not resume:
             part.unlink(missing_ok=True)
         digest = hashlib.sha256()
         with naming_a_full_disk(path, size), part.open("a+b") as target:

@@ -99,7 +99,8 @@ class Spool:
         new = {}
         for key, value in values.items():
             last, before = self._last.get(key, none)
-            if step > last or (corrects and step == last and value != before):
+            differs = value != before and not (math.isnan(value) and math.isnan(before))
+            if step > last or (corrects and step == last and differs):
                 new[key] = value
         if new:
             self.append("metrics", time=time_ms, step=step, values=new)

@@ -8,7 +8,7 @@ minibatch and averaged, as in the paper. Nothing but `evaluation` decides how a 
 |---|---|
 | kl_forward, kl_reverse, kl_sum, frechet_latent, precision, recall, duplicates, variance_ratio | `driven` protocol |
 | fresh_kl_forward, fresh_kl_reverse, fresh_kl_sum, fresh_frechet_latent | `fresh` protocol |
-| persistent_kl_forward, persistent_kl_reverse, persistent_kl_sum | the training chains themselves |
+| persistent_kl_forward, persistent_kl_reverse, persistent_kl_sum | the training chains, if more than num_neighbors |
 """
 
 import torch
@@ -35,7 +35,7 @@ class Monitors:
     def __init__(self, config: EvaluationConfig, train: Tensor, heldout: Tensor):
         self.config = config
         self.heldout = heldout[: config.num_rows]
-        components = min(config.num_components, train.shape[1], len(self.heldout) - 1)
+        components = min(config.num_components, train.shape[1], len(train) - 1, len(self.heldout) - 1)
         self.space = fit_principal_space(train, components)
 
     @torch.no_grad()
@@ -48,7 +48,7 @@ class Monitors:
             for drawn in (draw_samples(rbm, start, protocol, count, SEED, comm) for protocol in (DRIVEN, FRESH))
         )
         persistent = {}
-        if chains is not None:
+        if chains is not None and len(chains.visible) > self.config.num_neighbors:
             rows = chains.visible if noisy else rbm.visible_mean(chains.hidden)
             persistent = self._divergences("persistent_", rows[:count])
         fresh_frechet = frechet_distance(project(self.space, self.heldout), project(self.space, fresh))

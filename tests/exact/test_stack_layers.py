@@ -37,6 +37,14 @@ def test_a_transposed_layer_has_the_same_joint_law(visible, hidden):
     assert (turned.config.num_visible, turned.config.hidden_units) == (rbm.config.num_hidden, visible)
 
 
+def test_a_layer_that_began_with_thresholds_at_data_rows_can_be_turned():
+    """That is a start of Bernoulli units on Gaussian ones alone, and the turned layer has them the other way around."""
+    rbm = RBM(RBMConfig(7, 5, initial_thresholds="data", fixed_std=0.6))
+    turned = transpose(rbm)
+    assert (turned.config.initial_thresholds, turned.config.fixed_std) == ("origin", None)
+    assert torch.equal(turned.weights, rbm.weights.T)
+
+
 def test_a_tied_stack_is_the_single_layer():
     """Sum over h of p_turned(h) p(v | h) = p(v) of the bottom, on every v."""
     bottom = random_rbm(5, 3)
@@ -92,6 +100,12 @@ def test_a_stack_of_one_layer_is_its_rbm():
     assert torch.equal(alone.visible, stacked.visible) and torch.equal(alone.visible_mean, stacked.visible_mean)
     with pytest.raises(ValueError, match="nothing below"):
         descend(RBMStack([rbm]), alone.visible, stream(0, "x"))
+
+
+def test_no_samples_of_a_stack_are_an_empty_result():
+    stack = RBMStack([random_rbm(7, 5, "gaussian", 1).float(), random_rbm(5, 3, seed=2).float()])
+    out = draw_stack_samples(stack, WideStart(torch.full((5,), 0.5), torch.ones(5)), DRIVEN, 0, 3)
+    assert out.visible.shape == out.visible_mean.shape == (0, 7)
 
 
 def test_means_through_the_middle():

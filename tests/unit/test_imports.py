@@ -11,7 +11,7 @@ FOLDERS = ("pipeline", "jobs", "data_prep")
 
 ONLY_IN: dict[str, tuple[str, ...]] = {
     "ray": ("jobs",),
-    "mlflow": ("pipeline.tracking", "pipeline.registry"),
+    "mlflow": ("pipeline.tracking.tracker", "pipeline.registry"),
     "faiss": ("pipeline.critics.faiss_search",),
     "triton": ("pipeline.fused",),
     "sklearn": ("pipeline.critics.forest", "data_prep.mnist"),
@@ -25,7 +25,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
         "pipeline.scaling_pictures",
     ),
     "cv2": ("pipeline.metrics.faces",),
-    "pyarrow": ("pipeline.storage", "jobs.node_facts"),
+    "pyarrow": ("pipeline.storage.places", "jobs.node_facts"),
 }
 """A package -> the modules (with all below them) that may import it; everybody else may not."""
 

@@ -46,6 +46,14 @@ def test_one_seed_gives_the_same_rows_and_another_seed_others(kind: str) -> None
     assert not torch.equal(first.visible, other.visible)
 
 
+@KINDS
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_no_rows_are_an_empty_result(kind: str, world_size: int) -> None:
+    for rank in range(world_size):
+        out = draw_samples(some_rbm(kind), some_start(kind), SHORT, 0, 5, LoneWorker(rank, world_size))
+        assert out.visible.shape == out.visible_mean.shape == (0, 7)
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("num_rows", [1, 31, 32, 33, 101])  # 101 rows are 4 blocks: the fifth worker has none
 def test_workers_draw_the_rows_that_one_worker_draws(world_size: int, num_rows: int) -> None:

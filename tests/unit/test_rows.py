@@ -7,17 +7,19 @@ import torch
 
 from data_prep.manifest import Moments, finish, merge_moments, shard_name
 from data_prep.mixtures import draw_mixture
-from jobs.evaluate import PointScene, open_scene
+from jobs.evaluate import PointScene, Scene, open_scene
 from jobs.recipes import recipe
 from jobs.train_job import TrainJob, make_objective
 from pipeline.comm import Comm
-from pipeline.config import ConfigError, RunConfig
+from pipeline.config import AutoencoderConfig, ConfigError, RunConfig
 from pipeline.data.mixtures import moved, ring
 from pipeline.data.rows import load_rows, read_scaling
 from pipeline.data.shards import Manifest, ShardError, SplitEntry, load_split, write_shard
-from pipeline.packages.models import PackagedBeam
+from pipeline.models.autoencoder import Autoencoder
+from pipeline.packages.models import PackagedAutoencoder, PackagedBeam
 from pipeline.samplers.gibbs import ChainState
 from pipeline.samplers.protocols import WideStart
+from pipeline.streams import stream
 
 SHIFT, SCALE = [5.0, -3.0], 16.0
 
@@ -67,6 +69,17 @@ def test_training_starts_alike_on_moved_data_and_evaluation_sees_the_same_rows(p
     assert all(isinstance(scene, PointScene) for scene in scenes)
     assert torch.allclose(scenes[0].test, scenes[1].test, atol=1e-5)
     assert torch.allclose(scenes[0].train, near.batches.rows.cpu(), atol=0)
+
+
+def test_models_of_few_training_rows_are_scored_in_fewer_components(tmp_path: Path) -> None:
+    draw_mixture("ring", tmp_path / "two", 2)
+    assert open_scene(tmp_path / "two", tmp_path, 100).space.components.shape == (2, 1)
+    train, test = (torch.randn(n, 200, generator=stream(0, "rows", n)) for n in (50, 150))
+    whitening = read_scaling(tmp_path / "two", "isotropic")
+    scene = Scene.of(
+        train, test, whitening, PackagedAutoencoder(Autoencoder(AutoencoderConfig()), "float32", "faces"), 100
+    )
+    assert scene.space.components.shape == (200, 49)
 
 
 def test_a_packaged_model_speaks_the_datas_own_units(places, tmp_path) -> None:

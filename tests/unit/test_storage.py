@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -85,9 +86,16 @@ def test_a_fetch_goes_on_with_what_a_killed_one_left(place: Place, tmp_path: Pat
     place.write("a", whole)
     (tmp_path / ".a.part").write_bytes(whole[:4001])
     told: list[int] = []
-    place.get("a", tmp_path / "a", size=10_007, tell=told.append)
+    place.get("a", tmp_path / "a", size=10_007, tell=told.append, resume=True)
     assert (tmp_path / "a").read_bytes() == whole
     assert told == [4001, 6006]
+
+
+def test_a_part_of_an_earlier_object_is_not_gone_on_with(place: Place, tmp_path: Path) -> None:
+    place.write("a", b"new" * 1000)
+    (tmp_path / ".a.part").write_bytes(b"old" * 400)
+    assert place.get("a", tmp_path / "a", size=3000) == hashlib.sha256(b"new" * 1000).hexdigest()
+    assert (tmp_path / "a").read_bytes() == b"new" * 1000
 
 
 @pytest.mark.parametrize("url", ["http://host/x", "s3:///x", "s3://key:secret@bucket/x", "s3://bucket/x?region=a", "x"])
@@ -290,6 +298,41 @@ def test_other_shards_of_the_same_names_and_sizes_replace_the_first_here_and_the
         subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
         (folder,) = (tmp_path / "cache" / "fetched").iterdir()
         assert content(folder) == content(tmp_path / f"shards-{seed}")
+
+
+def test_one_process_fetches_what_changed_since_it_fetched_and_goes_on_holding_it(place: Place, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    for seed in (1, 2):
+        make_shards(tmp_path / f"shards-{seed}", seed)
+        store_shards(tmp_path / f"shards-{seed}", place.url)
+        folder = fetch(place.url, cache)
+        assert content(folder) == content(tmp_path / f"shards-{seed}")
+    code = "import fcntl, sys; fcntl.flock(open(sys.argv[1], 'ab'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    held = subprocess.run([sys.executable, "-c", code, str(folder / ".in-use")], capture_output=True, text=True)
+    assert "BlockingIOError" in held.stderr, "another process may not make room of it"
+    shutil.rmtree(cache)
+    assert content(fetch(place.url, cache)) == content(tmp_path / "shards-2")
+
+
+def test_what_another_process_reads_is_not_replaced(place: Place, tmp_path: Path) -> None:
+    make_shards(tmp_path / "shards-1", 1)
+    store_shards(tmp_path / "shards-1", place.url)
+    folder = fetch(place.url, tmp_path / "cache")
+    code = "import fcntl, sys; f = open(sys.argv[1], 'ab'); fcntl.flock(f, fcntl.LOCK_SH); print(flush=True); sys.stdin.read()"
+    reader = subprocess.Popen(
+        [sys.executable, "-c", code, str(folder / ".in-use")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert reader.stdout is not None and reader.stdout.readline()
+    assert fetch(place.url, tmp_path / "cache") == folder
+    make_shards(tmp_path / "shards-2", 2)
+    store_shards(tmp_path / "shards-2", place.url)
+    with pytest.raises(StorageError, match="another process reads that: wait for its end"):
+        fetch(place.url, tmp_path / "cache")
+    assert content(folder) == content(tmp_path / "shards-1")
+    reader.communicate()
+    assert content(fetch(place.url, tmp_path / "cache")) == content(tmp_path / "shards-2")
 
 
 def test_half_an_upload_is_no_data_set_and_is_gone_on_with(place: Place, tmp_path: Path) -> None:
