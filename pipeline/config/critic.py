@@ -25,8 +25,7 @@ class ScoreConfig:
     min_probability: Annotated[Real, Field(gt=0, le=0.5)] = 0.05
     """Floor of p in the log form: a neighborhood without data has p = 0."""
     sign: Whole = 1
-    """1; -1 turns the critic around, which drives particles away from the data: for contrast
-    experiments only."""
+    """1; -1 drives particles away from the data, for contrast experiments only."""
 
     def __post_init__(self) -> None:
         require(self.sign in (-1, 1), "sign", self.sign, "1 or -1")
@@ -43,8 +42,7 @@ class CriticConfig(ScoreConfig):
     """Addend of a distance before it is inverted (Eq. 16). The paper gives no value; 1e-6 and 0.1 gave
     the same results on mixtures, and distances between 512 hidden activations are several units."""
     search: Literal["auto", "faiss", "torch"] = "auto"
-    """Backend of the k-nearest search; auto takes the faster of the two on this machine, all workers
-    alike."""
+    """Backend of the k-nearest search; auto: the faster of the two here, all workers alike."""
     exclude_own_chain: bool = False
     """Hide a chain's own previous state from it (the paper does not)."""
     memory: Literal["replicated", "sharded"] = "replicated"

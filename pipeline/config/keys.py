@@ -12,8 +12,8 @@ from pipeline.config.validation import ConfigError, fill, require, unknown
 from pipeline.config.values import options_of
 
 UNNAMED_KINDS: tuple[type, ...] = (CriticConfig, OptimizerConfig)
-"""Kinds that are written without `kind`, and taken where there is none: each was once the only one of its field, and
-hashes of settings name the folders and stages of runs."""
+"""Kinds that are written without `kind`, and taken where there is none: each was once the only one of
+its field, and hashes of settings name the folders and stages of runs."""
 
 
 def as_tree(config: Any) -> dict[str, Any]:
@@ -39,9 +39,10 @@ def from_tree(cls: type, values: dict[str, Any], place: str = "") -> Any:
 
 
 def chosen_settings(config: Any) -> dict[str, Any]:
-    """The settings that differ from the defaults of their parts' classes, as nested plain values; `kind` names each class.
+    """The settings that differ from their defaults, nested; `kind` names each part's class.
 
-    A run is known by it: a setting that comes up later, at its default, does not make another run of an old one.
+    A run is known by it: a setting that comes up later, at its default, does not make another run of
+    an old one.
     """
     out: dict[str, Any] = {"kind": type(config).__name__}
     for f in dataclasses.fields(config):

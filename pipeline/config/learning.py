@@ -31,8 +31,7 @@ class NaturalGradientConfig:
     damping: Positive = 3e-3
     """Addend of the Fisher matrix's diagonal, in each parameter's own unit."""
     max_divergence: Positive = 2e-3
-    """Longest step: the KL divergence in nats, to second order, between the densities before and after
-    it is at most this."""
+    """Largest KL divergence, in nats to second order, of the densities before and after a step."""
 
 
 AnyOptimizerConfig = OptimizerConfig | NaturalGradientConfig
@@ -83,10 +82,11 @@ class Phase:
 
 @settings("schedules.noise.")
 class DataNoise:
-    """Gaussian noise added to the rows of each batch, which falls over a run: `initial` for hold_updates, then by equal ratios
-    to `final` over fall_updates, then none.
+    """Gaussian noise added to the rows of each batch, which falls over a run: `initial` for
+    hold_updates, then by equal ratios to `final` over fall_updates, then none.
 
-    Modes that the noise has merged come apart one from another while sigma follows it, instead of being found all at once.
+    Modes that the noise has merged come apart one from another while sigma follows it, instead of
+    being found all at once.
     """
 
     initial: Real = 0.5
@@ -104,7 +104,7 @@ class DataNoise:
 
 @settings("schedules.")
 class Schedules:
-    """The phases in their order: maximum likelihood, then the adversary. An autoencoder and a GAN have the first only."""
+    """The phases: maximum likelihood, then the adversary. An autoencoder and a GAN have the first only."""
 
     likelihood: Phase = field(default_factory=lambda: Phase(epochs=10))
     adversarial: Phase = field(default_factory=lambda: Phase(updates=0, gamma=0.1))

@@ -19,15 +19,13 @@ class RBMConfig:
     visible_units: UnitKind = "gaussian"
     hidden_units: UnitKind = "bernoulli"
     initial_std: Annotated[Real, Field(gt=0, le=2)] = 0.5
-    """Standard deviation of a Gaussian visible unit at the start, as a share of its standard deviation
-    in the data. At 1 the likelihood is flat to second order in the weights (a saddle); at 0.5 it is
-    not."""
+    """Standard deviation of a Gaussian visible unit at the start, as a share of that in the data.
+    At 1 the likelihood is flat to second order in the weights (a saddle); at 0.5 it is not."""
     initial_smoothing: Share = 0.0
     """Share f in the variance at the start, initial_std^2 ((1 - f) Var + f), for units that hardly vary
     in the data; the authors' library takes 0.01."""
     fixed_std: Positive | None = None
-    """Standard deviation of the Gaussian visible units, in the units of the rows, held constant; None:
-    it is learned."""
+    """Standard deviation of Gaussian visible units, in units of the rows, constant; None: learned."""
     initial_thresholds: Literal["origin", "data"] = "origin"
     """Start of the biases. origin: hidden biases are 0, visible biases are the data's mean. data, for
     Gaussian visible and Bernoulli hidden units alone: each hidden unit switches at a hyperplane through
@@ -38,10 +36,9 @@ class RBMConfig:
     center_visible: bool = False
     """Subtract the data's mean, constant, from the visible units."""
     center_hidden: bool = False
-    """Subtract from the hidden units a moving average of their mean activation on the data (see
-    centering_rate)."""
+    """Subtract from the hidden units a moving average of their mean activation on the data."""
     centering_rate: Annotated[Real, Field(gt=0, le=1)] = 0.01
-    """Share of the new batch mean in the moving average of hidden offsets, per update."""
+    """Share of the new batch mean in that moving average, per update."""
 
     def __post_init__(self) -> None:
         plain = (self.visible_units, self.hidden_units) == ("gaussian", "bernoulli") and not self.center_hidden
@@ -67,8 +64,7 @@ class GANConfig:
     """A generative adversarial network: a generator of rows from noise, and a critic of rows, trained in turn."""
 
     loss: Literal["gan", "wgan"] = "gan"
-    """gan: the logistic loss, in its non-saturating form; wgan: the Wasserstein loss, the critic's
-    weights clamped."""
+    """gan: the logistic loss, non-saturating; wgan: the Wasserstein loss, the critic clamped."""
     architecture: Literal["dense", "convolutional"] = "dense"
     """dense: fully connected layers of the widths below. convolutional: kernels of 4 and strides of 2,
     for images of 28x28 (784 values) and of 64x64 in color (12 288 values; there it is the autoencoder's
@@ -90,8 +86,7 @@ class GANConfig:
     critic_initial_std: Positive = 0.2
     """Standard deviation of the critic's weights at the start; biases are 0."""
     clamp: Positive = 0.1
-    """Bound of the wgan critic's parameters: after each of its updates they are clamped to
-    [-clamp, clamp]."""
+    """Bound of the wgan critic's parameters, which each of its updates clamps to +-clamp."""
     critic_steps: Count = 1
     """Updates of the critic, each on a batch of its own, per update of the generator. A run's length
     and its epochs count updates of the generator."""

@@ -35,12 +35,10 @@ class DataConfig:
     """Scaling of the rows of a model of rows. manifest: latents are whitened column by column, points
     are taken as they are. isotropic: rows less the columns' means, divided by one number, the root mean
     square of the columns' standard deviations (both of the train split), so that a recipe works alike on
-    data that are shifted or in another unit. A packaged model gives rows back in the data's own
-    units."""
+    data that are shifted or in another unit. A packaged model gives rows in the data's own units."""
     max_skipped_share: Share = 0.0
     """Largest share of a split's rows that may be left out because they are damaged: a shard that is
-    missing or not what its manifest says, rows with values that are not finite. 0: the run stops at the
-    first."""
+    missing or not what its manifest says, rows not finite. 0: the run stops at the first."""
 
 
 @settings("evaluation.")
@@ -54,9 +52,8 @@ class EvaluationConfig:
     num_neighbors: Count = 5
     """Neighbors in the k-NN estimate of the KL divergence (Eq. 17)."""
     minibatch_rows: Whole = 128
-    """Rows of one minibatch of that estimate, more than num_neighbors; the paper averages it over
-    minibatches. Not data.batch_size, which a sweep may change: the estimate moves with the number of
-    rows."""
+    """Rows of one minibatch of that estimate, more than num_neighbors; the paper averages over them.
+    Not data.batch_size, which a sweep may change: the estimate moves with the number of rows."""
     samples: Literal["mean", "noisy"] = "mean"
     """Rows of the model that are compared: E[v | h], which a picture shows, or v with its noise, which a
     density has."""
@@ -90,8 +87,7 @@ class DivergenceConfig:
     restarts: CountOrZero = 0
     """Times that the run may resume from its last checkpoint with a smaller learning rate; 0: it stops."""
     rate_factor: Inner = 0.5
-    """Factor of all learning rates at each restart: after n restarts they are rate_factor^n times what
-    the schedules say."""
+    """Factor of all learning rates at each restart: rate_factor^n of the schedules' after n."""
 
 
 @settings("")
@@ -152,8 +148,8 @@ class RunConfig:
         return dataclasses.replace(self, schedules=schedules)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON-able dict; where a field may hold several dataclasses, `kind` names the one (not the nearest-neighbor
-        critic, nor Adam, which were there first).
+        """Plain JSON-able dict; where a field may hold several dataclasses, `kind` names the one (not
+        the nearest-neighbor critic, nor Adam, which were there first).
         """
         return {"config_version": CONFIG_VERSION, **as_tree(self)}
 
@@ -166,9 +162,11 @@ class RunConfig:
         return from_tree(RunConfig, {key: value for key, value in values.items() if key != "config_version"})
 
     def override(self, settings: dict[str, Any]) -> "RunConfig":
-        """A copy with values replaced by dotted key, as `{"critic.num_neighbors": 10}`; text is read as JSON first.
+        """A copy with values replaced by dotted key, as `{"critic.num_neighbors": 10}`; text is read as
+        JSON first.
 
-        A dict replaces a whole part, as `{"critic": {"kind": "ForestCriticConfig"}}`; what it leaves out has its default.
+        A dict replaces a whole part, as `{"critic": {"kind": "ForestCriticConfig"}}`; what it leaves
+        out has its default.
         """
         tree = self.to_dict()
         for key, value in settings.items():
