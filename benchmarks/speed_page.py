@@ -1,6 +1,7 @@
 """docs/speed.md and its pictures from benchmarks/results: `python -m benchmarks.speed_page`; measures nothing."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,12 @@ HEAD = """# Speed
 Written by `python -m benchmarks.speed_page` from `benchmarks/results/*.json`; do not edit by hand. What the models learn is not
 in these figures. Scaling over workers: [scaling.md](scaling.md). Start-up and what equal bits cost: [results.md](results.md).
 """
+
+
+def wheels() -> str:
+    """The packages, with their pinned versions, that the settings need beside torch."""
+    names = "pydantic|pydantic[-_]core|typing[-_]extensions|annotated[-_]types|typing[-_]inspection"
+    return ", ".join(re.findall(f"^(?:{names})==.*$", Path("constraints.txt").read_text(), re.MULTILINE))
 
 
 def cpu() -> list[str]:
@@ -90,6 +97,11 @@ def gpu() -> list[str]:
         "kernels, float32 by "
         "three products of tf32; `fused_bfloat16`: bfloat16 operands, float32 sums. The plain loop is likelihood "
         "alone, float32.",
+        "",
+        "A machine that has torch and triton but not this project's other packages, nor a network, needs five wheels for the "
+        f"settings: {wheels()}. `pip download -d wheels -c constraints.txt pydantic` brings them, run elsewhere under the "
+        "same version of Python (pydantic_core is compiled), and `pip install --no-index -f wheels pydantic` installs them "
+        "there.",
         "",
         "| case | what | ms (range) | million particle-sweeps a second | times the plain loop's update |",
         "|---|---|---|---|---|",

@@ -1,7 +1,13 @@
 """Settings: what is written is what is read, one key space, and errors that name the key and what is allowed."""
 
 import dataclasses
+import functools
 import json
+import math
+import pickle
+import re
+import reprlib
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -125,20 +131,27 @@ def test_an_unknown_key_of_a_file_is_refused_with_its_place() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "allowed"),
     [
-        ("critic.num_neighbors", True, "int"),
-        ("critic.num_neighbors", 2.5, "int"),
-        ("critic.num_neighbors", None, "int"),
-        ("sampler.beta_std", "high", "float"),
-        ("model.center_visible", 1, "bool"),
-        ("name", 5, "str"),
+        ("critic.num_neighbors", True, "at least 1 (a whole number)"),
+        ("critic.num_neighbors", 2.5, "at least 1 (a whole number)"),
+        ("critic.num_neighbors", None, "at least 1 (a whole number)"),
+        ("sampler.beta_std", "high", "at least 0 and below 1 (a finite number)"),
+        ("model.center_visible", 1, "true or false"),
+        ("name", 5, "text"),
         ("critic.weighting", "cubic", "'distance' or 'uniform'"),
         ("model.visible_units", "poisson", "'bernoulli' or 'gaussian' or 'onehot'"),
-        ("schedules.likelihood.updates", "soon", "int or NoneType"),
+        ("schedules.likelihood.updates", "soon", "at least 0 (a whole number) or null"),
+        ("model.num_visible", 2**53, "below 2^53"),
+        ("optimizer.epsilon", 10**400, "above 0 (a finite number)"),
+        ("sampler", 5, "SamplerConfig or null"),
+        ("schedules.likelihood", "long", "Phase"),
     ],
 )
 def test_a_wrong_type_is_refused_with_what_is_allowed(key: str, value: Any, allowed: str) -> None:
-    with pytest.raises(ConfigError, match=f"{key} = {value!r}: must be {allowed}"):
-        BEAM.override({key: value})
+    tree = BEAM.to_dict()
+    *parts, last = key.split(".")
+    functools.reduce(dict.__getitem__, parts, tree)[last] = value
+    with pytest.raises(ConfigError, match=f"^{re.escape(f'{key} = {reprlib.repr(value)}: must be {allowed}')}$"):
+        RunConfig.from_dict(tree)
 
 
 @pytest.mark.parametrize(
@@ -185,8 +198,8 @@ def test_a_wrong_type_is_refused_with_what_is_allowed(key: str, value: Any, allo
     ],
 )
 def test_a_value_out_of_range_is_refused_by_its_name(key: str, value: Any) -> None:
-    name = "schedules.<phase>" if key.startswith("schedules") and "rate" not in key else key.split(".")[-1]
-    with pytest.raises(ConfigError, match=f"{name}.*: must be "):
+    name = key.replace(".updates", ".epochs, updates") if value == 10 else key
+    with pytest.raises(ConfigError, match=f"^{name}.* = .*: must be "):
         BEAM.override({key: value})
 
 
@@ -327,3 +340,73 @@ def test_a_run_is_known_by_what_it_chooses():
     assert chosen_settings(other)["data"] == {"kind": "DataConfig", "batch_size": 7}
     none = RunConfig("a", model=AutoencoderConfig(), sampler=None, critic=None)
     assert chosen_settings(none)["sampler"] is None and chosen_settings(none)["model"]["kind"] == "AutoencoderConfig"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SamplerConfig(kernel="cuda"), "sampler.kernel = 'cuda': must be 'torch' or 'fused'"),
+        (
+            lambda: OptimizerConfig(convention="foo"),
+            "optimizer.convention = 'foo': must be 'standard' or 'paysage'",
+        ),
+        (lambda: SamplerConfig(num_chains=12.5), "sampler.num_chains = 12.5: must be at least 2 (a whole number)"),
+        (lambda: SamplerConfig(12.0), "sampler.num_chains = 12.0: must be at least 2 (a whole number)"),
+        (lambda: SamplerConfig(num_chains="12"), "sampler.num_chains = '12': must be at least 2 (a whole number)"),
+        (lambda: SamplerConfig(num_chains=True), "sampler.num_chains = True: must be at least 2 (a whole number)"),
+        (lambda: CriticConfig(num_neighbors=0), "critic.num_neighbors = 0: must be at least 1 (a whole number)"),
+        (lambda: CriticConfig("uniform", 0), "critic.num_neighbors = 0: must be at least 1 (a whole number)"),
+        (lambda: CriticConfig(sign=True), "critic.sign = True: must be a whole number"),
+        (lambda: CriticConfig(sign=0), "critic.sign = 0: must be 1 or -1"),
+        (lambda: PowerLaw(True), "schedules.<phase>.learning_rate.initial = True: must be above 0 (a finite number)"),
+        (lambda: RBMConfig(fixed_std=math.nan), "model.fixed_std = nan: must be above 0 (a finite number) or null"),
+        (lambda: RBMConfig(fixed_std=math.inf), "model.fixed_std = inf: must be above 0 (a finite number) or null"),
+        (lambda: RBMConfig(center_hidden=1), "model.center_hidden = 1: must be true or false"),
+        (
+            lambda: NetworkCriticConfig(hidden=(8, 0)),
+            "critic.hidden[1] = 0: must be at least 1 (a whole number)",
+        ),
+        (
+            lambda: NetworkCriticConfig(hidden=8),
+            "critic.hidden = 8: must be a list, each item at least 1 (a whole number)",
+        ),
+        (lambda: RBMConfig(num_hiden=3), "unknown setting 'model.num_hiden'; the nearest is 'model.num_hidden'"),
+        (lambda: RunConfig("x", data={"batch_size": 3}), "data = {'batch_size': 3}: must be DataConfig"),
+        (
+            lambda: RunConfig("x", critic=SamplerConfig()),
+            "critic = SamplerConfig...chains='data'): must be CriticConfig or ForestCriticConfig or NetworkCriticConfig "
+            "or null",
+        ),
+        (lambda: RunConfig(), "name = None: must be set: it has no default"),
+        (lambda: DataConfig(1, "manifest", 0, 3), "DataConfig: takes at most 3 values by position"),
+        (
+            lambda: dataclasses.replace(DataConfig(), max_skipped_share=1),
+            "data.max_skipped_share = 1: must be at least 0 and below 1 (a finite number)",
+        ),
+    ],
+)
+def test_settings_made_in_python_are_checked_as_those_of_a_file(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        make()
+    assert str(error.value) == message
+
+
+def test_numbers_are_saved_as_they_were_given_and_read_as_floats() -> None:
+    """Fingerprints of stages hash what is saved, where 1 and 1.0 differ; a config that was read has floats, as ever."""
+    config = RunConfig("x", epochs_scale=2, schedules=Schedules(Phase(epochs=10, gamma=1)))
+    leaves = flatten(json.loads(json.dumps(config.to_dict())))
+    keys = ("epochs_scale", "schedules.likelihood.epochs", "schedules.likelihood.gamma", "schedules.adversarial.gamma")
+    assert [repr(leaves[key]) for key in keys] == ["2", "10", "1", "0.1"]
+    read = flatten(RunConfig.from_dict(config.to_dict()).to_dict())
+    assert [repr(read[key]) for key in keys] == ["2.0", "10.0", "1.0", "0.1"]
+    assert RunConfig.from_dict(config.to_dict()) == config
+
+
+@EVERY_CONFIG
+def test_a_config_survives_pickling_and_rates_are_scaled_by_a_checked_copy(config: RunConfig) -> None:
+    assert pickle.loads(pickle.dumps(config)) == config
+    halved = config.with_rates(0.5)
+    rates = [c.schedules.likelihood.learning_rate.initial for c in (halved, config)]
+    assert rates[0] == 0.5 * rates[1] and halved.with_rates(2.0) == config
+    with pytest.raises(ConfigError, match=r"learning_rate\.initial = -"):
+        config.with_rates(-1.0)
