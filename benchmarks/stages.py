@@ -32,7 +32,8 @@ from data_prep.synthetic_faces import draw_face
 from jobs.recipes import recipe
 from pipeline.comm import Comm
 from pipeline.config import AutoencoderConfig
-from pipeline.data.shards import Manifest, SplitEntry, iterate_split, write_shard
+from pipeline.data.manifest import Manifest, SplitEntry
+from pipeline.data.shards import iterate_split, write_shard
 from pipeline.models.autoencoder import Autoencoder, encode_pixels, from_pixels
 from pipeline.precision import choose_precision, computing_in
 from pipeline.streams import stream

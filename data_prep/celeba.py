@@ -39,7 +39,9 @@ from data_prep.manifest import (
     shard_name,
     write_sidecar,
 )
-from pipeline.data.shards import BLOCK_ROWS, Manifest, Problem, canonical_hash, write_shard
+from pipeline.data.manifest import Manifest, Problem
+from pipeline.data.shards import BLOCK_ROWS, write_shard
+from pipeline.files import canonical_hash
 
 IMAGES = "img_align_celeba"
 PARTITION = "list_eval_partition"

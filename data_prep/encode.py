@@ -29,16 +29,9 @@ from data_prep.manifest import (
     shard_name,
     write_sidecar,
 )
-from pipeline.data.shards import (
-    BLOCK_ROWS,
-    Manifest,
-    ShardError,
-    canonical_hash,
-    iterate_split,
-    pixels_to_images,
-    read_manifest,
-    write_shard,
-)
+from pipeline.data.manifest import Manifest, ShardError, read_manifest
+from pipeline.data.shards import BLOCK_ROWS, iterate_split, pixels_to_images, write_shard
+from pipeline.files import canonical_hash
 
 Encode = Callable[[Tensor], Tensor]  # images float32 [n, 3, size, size] in [0, 1] -> latents [n, F]
 

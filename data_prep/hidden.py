@@ -24,8 +24,10 @@ from data_prep.manifest import (
     shard_name,
     write_sidecar,
 )
+from pipeline.data.manifest import Manifest, ShardError, read_manifest
 from pipeline.data.rows import Scaling, read_scaling
-from pipeline.data.shards import Manifest, ShardError, canonical_hash, iterate_split, read_manifest, write_shard
+from pipeline.data.shards import iterate_split, write_shard
+from pipeline.files import canonical_hash
 from pipeline.models.stack import ENCODING_ROWS, Encoding
 
 EncodeRows = Callable[[Tensor, str, int], Tensor]

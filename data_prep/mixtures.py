@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.manifest import find_finished, finish, shard_name
+from pipeline.data.manifest import Manifest, SplitEntry
 from pipeline.data.mixtures import MIXTURES, GaussianMixture, make_mixture
-from pipeline.data.shards import Manifest, SplitEntry, canonical_hash, write_shard
+from pipeline.data.shards import write_shard
+from pipeline.files import canonical_hash
 from pipeline.streams import stream
 
 HELD_OUT_ROWS = 2000

@@ -20,8 +20,10 @@ import numpy as np
 import torch
 
 from data_prep.manifest import find_finished, finish, shard_name
+from pipeline.data.manifest import Manifest, SplitEntry
 from pipeline.data.rows import LABELS
-from pipeline.data.shards import Manifest, SplitEntry, canonical_hash, file_hash, write_shard
+from pipeline.data.shards import write_shard
+from pipeline.files import canonical_hash, file_hash
 from pipeline.streams import stream
 
 CHECKSUMS = {

@@ -22,7 +22,7 @@ from jobs.storage import fetch_shards_to, store_output
 from jobs.tracked import add_history, start_tracker
 from jobs.train_job import Outcome, TrainJob, check_folder, run_training, total_updates
 from pipeline.config import Phase, RBMConfig, RunConfig, flatten
-from pipeline.data.shards import Manifest, read_manifest
+from pipeline.data.manifest import Manifest, read_manifest
 from pipeline.model_card import RECONSTRUCTION, measured, model_card
 from pipeline.models.autoencoder import Autoencoder
 from pipeline.models.rbm import RBM

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.data.manifest import read_manifest
 from pipeline.data.rows import Scaling, load_rows, read_scaling
-from pipeline.data.shards import Whitening, read_manifest
+from pipeline.data.whitening import Whitening
 from pipeline.metrics.divergences import forward_reverse_kl
 from pipeline.metrics.faces import MissingDetector, face_share
 from pipeline.metrics.images import (

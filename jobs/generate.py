@@ -34,7 +34,7 @@ from jobs.prepare import MAX_RETRIES
 from jobs.ray_session import interruptible, ray_session
 from jobs.run_lock import locked
 from jobs.summary import as_table, write_summary
-from pipeline.data.shards import Manifest
+from pipeline.data.manifest import Manifest
 from pipeline.model_inputs import SAMPLE_DEFAULTS
 from pipeline.registry import RegistryError, fetch_model
 

@@ -40,8 +40,8 @@ from data_prep.mnist import CHECKSUMS, DIGITS, read_checksums, write_digits, wri
 from jobs.ray_session import ray_session
 from jobs.storage import local_input, local_output, local_path, path_or_url, store_output
 from jobs.summary import as_table, write_summary
+from pipeline.data.manifest import Manifest
 from pipeline.data.mixtures import MIXTURES, GaussianMixture, make_mixture, moved
-from pipeline.data.shards import Manifest
 from pipeline.packaged import PackagedAutoencoder, load_package
 from pipeline.precision import computing_in
 from pipeline.registry import FetchedModel, fetch_model

@@ -10,7 +10,7 @@ from jobs.recipes import RECIPES
 from jobs.report_page import Block, Folded, Note, Table
 from jobs.report_runs import STAND_IN, Missing, Run, Training
 from pipeline.config import RunConfig, flatten
-from pipeline.data.shards import Manifest
+from pipeline.data.manifest import Manifest
 from pipeline.tracking import TrackingError, run_tags
 
 METRICS = {

@@ -42,8 +42,8 @@ from jobs.summary import write_summary
 from jobs.tracked import add_history, deliver_left, start_tracker
 from jobs.train_job import TrainingFailed, TrainJob, check_folder, run_training, total_updates
 from pipeline.config import ConfigError, RBMConfig, RunConfig, parse_settings
+from pipeline.data.manifest import read_manifest
 from pipeline.data.rows import load_rows
-from pipeline.data.shards import read_manifest
 from pipeline.models.stack import (
     DEFAULT_ENCODING,
     Encoding,

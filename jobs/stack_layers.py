@@ -11,7 +11,7 @@ from jobs.chain import read_beam
 from jobs.train_job import TrainJob, make_objective, total_updates
 from pipeline.comm import Comm
 from pipeline.config import ConfigError, RBMConfig, RunConfig
-from pipeline.data.shards import Manifest
+from pipeline.data.manifest import Manifest
 from pipeline.models.rbm import RBM
 from pipeline.models.stack import encode_rows, parameters_hash, transpose
 from pipeline.training.checkpoint import load_latest, save_checkpoint

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import AutoencoderConfig, RBMConfig, RunConfig
-from pipeline.data.shards import Whitening
+from pipeline.data.whitening import Whitening
 from pipeline.model_inputs import Data, as_clamped, as_pixels, as_points, check_parameters, clamped_pixels
 from pipeline.models.autoencoder import (
     NUM_FEATURES,

@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from pipeline.data.shards import MANIFEST_NAME, Manifest, ShardError, read_manifest
+from pipeline.data.manifest import MANIFEST_NAME, Manifest, ShardError, read_manifest
 from pipeline.storage import Absent, Item, Place, StorageError
 
 SUMS = "SHA256SUMS"

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.data.shards import ShardError, read_manifest
+from pipeline.data.manifest import ShardError, read_manifest
 
 
 class GaussianMixture(NamedTuple):

@@ -25,7 +25,9 @@ from data_prep.celeba import (
     write_pixel_shard,
 )
 from data_prep.manifest import BadImagesError
-from pipeline.data.shards import Manifest, file_hash, load_split, read_manifest
+from pipeline.data.manifest import Manifest, read_manifest
+from pipeline.data.shards import load_split
+from pipeline.files import file_hash
 
 SMALL = PixelSettings(rows_per_shard=7, max_bad_share=0.0)
 COUNTS = {"train": 16, "valid": 3, "test": 4}

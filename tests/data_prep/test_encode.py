@@ -18,18 +18,10 @@ from data_prep.encode import (
     plan_latent_shards,
     write_latent_shard,
 )
-from data_prep.manifest import measure_moments, merge_moments, write_manifest
-from pipeline.data.shards import (
-    Manifest,
-    ShardError,
-    SplitEntry,
-    load_latents,
-    load_split,
-    pixels_to_images,
-    read_manifest,
-    read_whitening,
-    write_shard,
-)
+from data_prep.manifest import measure_moments, merge_moments
+from pipeline.data.manifest import Manifest, ShardError, SplitEntry, read_manifest, write_manifest
+from pipeline.data.shards import load_split, pixels_to_images, write_shard
+from pipeline.data.whitening import load_latents, read_whitening
 
 SETTINGS = LatentSettings("autoencoder-3", num_features=6, batch_rows=50)
 SIZES = {"train": (300, 0, 120), "valid": (40,), "test": ()}

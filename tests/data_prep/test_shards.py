@@ -12,20 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep.manifest import write_manifest
 from pipeline.data import shards
-from pipeline.data.shards import (
-    Manifest,
-    Problem,
-    ShardError,
-    SplitEntry,
-    iterate_rows,
-    load_latents,
-    load_split,
-    read_manifest,
-    read_whitening,
-    write_shard,
-)
+from pipeline.data.manifest import Manifest, Problem, ShardError, SplitEntry, read_manifest, write_manifest
+from pipeline.data.shards import iterate_rows, load_split, write_shard
+from pipeline.data.whitening import load_latents, read_whitening
+from pipeline.files import file_hash
 
 SIZES = (600, 0, 300, 256, 1)  # rows per shard: several blocks, an empty shard, whole blocks, a single row
 ROWS = sum(SIZES)
@@ -83,7 +74,7 @@ def test_a_failed_write_leaves_the_old_shard(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(shards.np, "save", fail)
     with pytest.raises(OSError, match="disk full"):
         write_shard(path, make_rows() + 1)
-    assert shards.file_hash(path) == entry.sha256 and len(list(tmp_path.iterdir())) == 1
+    assert file_hash(path) == entry.sha256 and len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_reader_keeps_the_shard_it_opened(tmp_path: Path) -> None:

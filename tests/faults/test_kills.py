@@ -23,7 +23,9 @@ from small_runs import ENVIRONMENT, assert_same_bits, final, job_in, run_job, sm
 from jobs import train_on_ray
 from jobs.train_job import TrainJob, run_training, run_worker
 from pipeline.comm import Comm
-from pipeline.data.shards import file_hash, read_manifest, write_shard
+from pipeline.data.manifest import read_manifest
+from pipeline.data.shards import write_shard
+from pipeline.files import file_hash
 from pipeline.training.checkpoint import load_checkpoint, load_latest, save_checkpoint
 from pipeline.training.loop import StopRequest, read_history
 

@@ -24,24 +24,15 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from data_prep.celeba import crop_photograph, open_celeba, plan_pixel_shards, write_pixel_shard
-from data_prep.manifest import write_manifest
 from data_prep.mnist import IDXError, read_checksums, read_idx
 from jobs.handed_in import read_rows
 from jobs.recipes import recipe
 from jobs.report_runs import Missing, ReportError, find_run
 from jobs.stages import Stages
 from pipeline.config import ConfigError, RunConfig, chosen_settings
-from pipeline.data.shards import (
-    Manifest,
-    ShardError,
-    SplitEntry,
-    canonical_hash,
-    file_hash,
-    iterate_rows,
-    load_split,
-    read_manifest,
-    write_shard,
-)
+from pipeline.data.manifest import Manifest, ShardError, SplitEntry, read_manifest, write_manifest
+from pipeline.data.shards import iterate_rows, load_split, write_shard
+from pipeline.files import canonical_hash, file_hash
 from pipeline.packaged import PackagedBeam, PackageError, load_package
 from pipeline.training.checkpoint import CheckpointError, load_checkpoint, load_latest, save_checkpoint
 from pipeline.training.loop import read_history

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 
 from data_prep.encode import LatentSettings, finish_latents, plan_latent_shards, write_latent_shard
-from data_prep.manifest import write_manifest
 from jobs.train import main as train
-from pipeline.data.shards import Manifest, SplitEntry, write_shard
+from pipeline.data.manifest import Manifest, SplitEntry, write_manifest
+from pipeline.data.shards import write_shard
 from pipeline.packaged import PackagedAutoencoder
 from pipeline.streams import stream
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from registering import BEAM, register, start_run
 
-from pipeline.data.shards import canonical_hash
+from pipeline.files import canonical_hash
 from pipeline.packaged import PackagedBeam, PackageError, verify_package
 from pipeline.registry import (
     RegistryError,

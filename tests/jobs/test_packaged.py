@@ -9,7 +9,7 @@ import pytest
 import torch
 from point_models import point_model
 
-from pipeline.data.shards import canonical_hash
+from pipeline.files import canonical_hash
 from pipeline.packaged import PackagedAutoencoder, PackagedBeam, PackageError, load_package, verify_package
 from pipeline.samplers.protocols import DRIVEN, FRESH, Protocol, draw_samples
 

@@ -61,14 +61,14 @@ MIDDLE = (
     "pipeline.samplers",
     "pipeline.metrics",
     "pipeline.data",
-    "pipeline.disk",
+    "pipeline.files",
 )
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "pipeline.captured": (),
     "pipeline.config": (),
     "pipeline.comm": (),
     "pipeline.streams": (),
-    "pipeline.disk": (),
+    "pipeline.files": (),
     "pipeline.precision": ("pipeline.comm",),
     "pipeline.data.batches": ("pipeline.comm", "pipeline.streams"),
     "pipeline.models": MODELS,

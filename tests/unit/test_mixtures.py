@@ -7,9 +7,10 @@ import torch
 
 from data_prep.mixtures import draw_mixture
 from jobs.prepare import main
+from pipeline.data.manifest import ShardError
 from pipeline.data.mixtures import MIXTURES, GaussianMixture, bimodal, grid, make_mixture, moved, recorded_mixture, ring
 from pipeline.data.rows import load_rows, read_scaling
-from pipeline.data.shards import ShardError, load_split
+from pipeline.data.shards import load_split
 from pipeline.streams import stream
 
 

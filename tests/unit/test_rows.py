@@ -12,9 +12,10 @@ from jobs.recipes import recipe
 from jobs.train_job import TrainJob, make_objective
 from pipeline.comm import Comm
 from pipeline.config import ConfigError, RunConfig
+from pipeline.data.manifest import Manifest, ShardError, SplitEntry
 from pipeline.data.mixtures import moved, ring
 from pipeline.data.rows import load_rows, read_scaling
-from pipeline.data.shards import Manifest, ShardError, SplitEntry, load_split, write_shard
+from pipeline.data.shards import load_split, write_shard
 from pipeline.packaged import PackagedBeam
 from pipeline.samplers.gibbs import ChainState
 from pipeline.samplers.protocols import WideStart
