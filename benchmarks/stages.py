@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import describe_machine, write_result
-from data_prep.celeba import crop_photograph
+from data_prep.images import crop_photograph
 from data_prep.synthetic_faces import draw_face
 from jobs.recipes import recipe
 from pipeline.comm import Comm

@@ -25,7 +25,7 @@ import psutil
 import torch
 
 from benchmarks.machine import describe_machine, write_result
-from data_prep.manifest import measure_moments, merge_moments
+from data_prep.tasks import measure_moments, merge_moments
 from pipeline.data.manifest import Manifest, SplitEntry, write_manifest
 from pipeline.data.shards import write_shard
 

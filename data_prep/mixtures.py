@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.manifest import find_finished, finish, shard_name
+from data_prep.tasks import find_finished, finish, shard_name
 from pipeline.data.manifest import Manifest, SplitEntry
 from pipeline.data.mixtures import MIXTURES, GaussianMixture, make_mixture
 from pipeline.data.shards import write_shard

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from data_prep.manifest import (
+from data_prep.tasks import (
     ShardResult,
     finish,
     measure_moments,

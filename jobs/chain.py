@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 import torch
 
 from data_prep.celeba import CelebASource, PixelSettings, open_celeba, pixels_up_to_date
-from data_prep.encode import latents_up_to_date
+from data_prep.encode import encoded_up_to_date
 from data_prep.synthetic_faces import draw_dataset
-from jobs.prepare import latent_settings, prepare_latents, prepare_pixels
+from jobs.prepare import encoding_by, prepare_latents, prepare_pixels
 from jobs.recipes import TOYS
 from jobs.registry_wait import when_there
 from jobs.run_lock import locked
@@ -206,8 +206,9 @@ class Chain:
             _log.info("the champion, version %s, saw other data: encoding with version %s", champion.version, version)
         ref = f"models:/{name}/{version}"
         fetched = self.when_there(lambda: fetch_model(ref, self.cache / "models"), "fetching the autoencoder")
-        settings = latent_settings(fetched)
-        folder = pixel_dir.parent / f"latents-{settings.encoder_version.replace('/', '-')}"
+        encoding = encoding_by(fetched)
+        version_name = encoding.settings["encoder_version"]
+        folder = pixel_dir.parent / f"latents-{version_name.replace('/', '-')}"
         verify = "latents" in self.stages.redo
 
         def make() -> dict[str, Any]:
@@ -217,9 +218,9 @@ class Chain:
         with locked(folder.parent, wait=True), self.shared_shards(folder):
             self.stages.run(
                 "latents",
-                {"pixels": pixels, "encoder": settings.encoder_version},
+                {"pixels": pixels, "encoder": version_name},
                 make,
-                lambda _: latents_up_to_date(pixel_dir, folder, settings) is not None,
+                lambda _: encoded_up_to_date(pixel_dir, folder, encoding) is not None,
             )
         packaged = load_package(fetched.folder)
         assert isinstance(packaged, PackagedAutoencoder)

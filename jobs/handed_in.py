@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_prep.celeba import FORMATS, MAX_PHOTOGRAPH_BYTES, PixelSettings, crop_photograph
+from data_prep.celeba import PixelSettings
+from data_prep.images import FORMATS, MAX_PHOTOGRAPH_BYTES, crop_photograph
 from pipeline.files import replacing
 from pipeline.model_inputs import CELLS
 

@@ -88,3 +88,21 @@ def file_hash(path: Path) -> str:
     """Return the sha256 (hex) of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def parse_checksums(text: str, where: str) -> dict[str, str]:
+    """Return name -> sha256 (hex) of lines as `sha256sum` writes them.
+
+    Raises:
+        ValueError: another line; names `where`, its number, and what is expected.
+    """
+    found = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            match = re.fullmatch(r"([0-9a-fA-F]{64}) [ *](\S.*)", line.strip())
+            if match is None:
+                raise ValueError(
+                    f"{where}, line {number}: {line[:100]!r} is no line of sha256sum (64 hex digits, two spaces, a name)"
+                )
+            found[match[2].removeprefix("./")] = match[1].lower()
+    return found

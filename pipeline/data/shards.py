@@ -246,8 +246,3 @@ def _cut(blocks: Iterator[np.ndarray], sizes: Iterable[int]) -> Iterator[list[np
             held = held[size:]
             size -= len(parts[-1])
         yield parts
-
-
-def pixels_to_images(pixels: Tensor) -> Tensor:
-    """Returns images float32 [n, 3, size, size] in [0, 1] of pixels uint8 [n, size, size, 3]."""
-    return pixels.permute(0, 3, 1, 2).contiguous().float() / 255

@@ -11,7 +11,7 @@ import pytest
 from groups import GroupFailure, run_group
 from small_runs import assert_same_bits, final, job_in, run_job, run_until, small
 
-from data_prep.manifest import measure_moments, merge_moments
+from data_prep.tasks import measure_moments, merge_moments
 from jobs.train_job import load_job_rows
 from pipeline.comm import Comm
 from pipeline.config import ConfigError, DataConfig, RunConfig

@@ -124,7 +124,7 @@ for i in range(1, 10**6):
     print(i, flush=True)
 """,
     "shard and manifest": """
-from data_prep.manifest import write_manifest
+from data_prep.tasks import write_manifest
 from pipeline.data.shards import Manifest, SplitEntry, write_shard
 for i in range(1, 10**6):
     entry = write_shard(folder / "train-00000.tar", np.full((20_000, 8), i, np.float32))

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.celeba import MAX_PHOTOGRAPH_BYTES, crop_photograph, open_celeba, plan_pixel_shards, write_pixel_shard
+from data_prep.celeba import open_celeba, plan_pixel_shards, write_pixel_shard
+from data_prep.images import MAX_PHOTOGRAPH_BYTES, crop_photograph
 from jobs.handed_in import read_photographs, read_rows
 from jobs.recipes import recipe
 from jobs.run_lock import FolderInUse, locked, run_folder

@@ -23,7 +23,8 @@ from mutations import NOT_JSON, altered, damaged, fuzz
 from PIL import Image
 from safetensors.torch import save_file
 
-from data_prep.celeba import crop_photograph, open_celeba, plan_pixel_shards, write_pixel_shard
+from data_prep.celeba import open_celeba, plan_pixel_shards, write_pixel_shard
+from data_prep.images import crop_photograph
 from data_prep.mnist import IDXError, read_checksums, read_idx
 from jobs.handed_in import read_rows
 from jobs.recipes import recipe

@@ -190,7 +190,7 @@ def test_the_table_fits_the_files() -> None:
         ("pipeline.streams", "import pipeline.comm"),
         ("pipeline.data.batches", "from pipeline.config import DataConfig"),
         ("pipeline.training.loop", "from jobs.recipes import RECIPES"),
-        ("pipeline.training.loop", "import data_prep.manifest"),
+        ("pipeline.training.loop", "import data_prep.tasks"),
         ("data_prep.celeba", "from jobs import train"),
     ],
 )

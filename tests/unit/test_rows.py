@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_prep.manifest import Moments, finish, merge_moments, shard_name
 from data_prep.mixtures import draw_mixture
+from data_prep.tasks import Moments, finish, merge_moments, shard_name
 from jobs.evaluate import PointScene, open_scene
 from jobs.recipes import recipe
 from jobs.train_job import TrainJob, make_objective
