@@ -41,7 +41,6 @@ from pipeline.training.autoencoder import AutoencoderObjective
 
 FACES = 256
 READ_ROWS = 8192
-ENCODED = 256
 
 
 class Case(NamedTuple):

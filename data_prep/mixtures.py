@@ -25,7 +25,7 @@ def draw_mixture(
 ) -> Manifest:
     """Write splits train, valid and test (2 000 rows each of the latter) of a mixture; does nothing when they are there.
 
-    The density is in the manifest (`recorded_mixture` reads it) and decides the data's hash. The data set is named
+    The density is in the manifest and decides the data's hash. The data set is named
     `mixture-NAME` for the three of Table I as they are, and `mixture-LABEL-HASH` for any other geometry.
 
     Args:

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from pipeline.model_folder import model_files, open_model, package_folder
 from pipeline.packaged import Packaged, PackageError, verify_package
-from pipeline.tracking import tracking_uri  # before mlflow: it sets what mlflow reads at its import
-from pipeline.versions import ModelVersionInfo, RegistryError, asking, find_model, first_line, logged_model
+from pipeline.tracking_server import first_line, tracking_uri  # before mlflow: it sets what mlflow reads at its import
+from pipeline.versions import ModelVersionInfo, RegistryError, asking, find_model, logged_model
 
 # isort: split
 import mlflow.artifacts

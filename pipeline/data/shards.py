@@ -11,12 +11,11 @@ damaged row would otherwise become part of a model without anybody noticing.
 """
 
 import io
-import itertools
 import math
 import re
 import tarfile
 import tokenize
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -186,63 +185,3 @@ def load_split(directory: str | Path, split: str, verify: bool = True) -> Tensor
         result[position : position + len(block)] = torch.from_numpy(block)
         position += len(block)
     return result
-
-
-def iterate_rows(
-    directory: str | Path, split: str, rank: int, world_size: int, batch_rows: int, lanes: int = 12, verify: bool = True
-) -> Iterator[Tensor]:
-    """Yields this rank's share of each global batch of one pass, for sets that do not fit in memory.
-
-    The split's rows are cut into `lanes` contiguous ranges, and each global batch takes the next few rows of every
-    lane. A rank owns neighboring lanes, reads only the shards that overlap them and holds one block per lane. So for
-    any number of ranks there are exactly ceil(rows / batch_rows) steps, every row comes once, and the ranks'
-    shares of a step, one after another, are the same global batch. Rows are not shuffled: a batch mixes distant rows.
-
-    Args:
-        directory: folder with manifest.json and shards.
-        split: "train", "valid" or "test".
-        rank: this worker, 0 to world_size - 1.
-        world_size: number of workers, at most `lanes`.
-        batch_rows: rows of a *global* batch.
-        lanes: a setting of the run like batch_rows: it decides which rows share a batch. Any number from 1; shares
-            are even where world_size divides it.
-        verify: compare the sha256 of the shards when they are opened; not needed again in a later pass.
-
-    Returns:
-        An iterator of [n, *row_shape]; n differs by a row or so between ranks and may be 0 in a small last batch.
-
-    Raises:
-        ValueError: rank, world_size, batch_rows or lanes out of range.
-        ShardError: as `load_split`.
-    """
-    if not 0 <= rank < world_size <= lanes:
-        raise ValueError(f"rank {rank}, world_size {world_size}, lanes {lanes}: 0 <= rank < world_size <= lanes fails")
-    if batch_rows < 1:
-        raise ValueError(f"batch_rows is {batch_rows}; a global batch has at least 1 row")
-    manifest = read_manifest(directory)
-    full, rest = divmod(find_split(manifest, split).rows, batch_rows)
-
-    def read_lane(lane: int) -> Iterator[list[np.ndarray]]:
-        # Width of the lane in a full batch and in the last, partial one; the lanes before it take start rows in all.
-        low, high = lane * batch_rows // lanes, (lane + 1) * batch_rows // lanes
-        last_low, last_high = lane * rest // lanes, (lane + 1) * rest // lanes
-        start, stop = full * low + last_low, full * high + last_high
-        sizes = [high - low] * full + [last_high - last_low] * bool(rest)
-        return _cut(iterate_split(directory, manifest, split, start, stop, verify), sizes)
-
-    owned = [read_lane(lane) for lane in range(rank * lanes // world_size, (rank + 1) * lanes // world_size)]
-    empty = np.empty((0, *manifest.row_shape), DTYPES[manifest.kind])
-    return (torch.from_numpy(np.concatenate([empty, *itertools.chain(*step)])) for step in zip(*owned))
-
-
-def _cut(blocks: Iterator[np.ndarray], sizes: Iterable[int]) -> Iterator[list[np.ndarray]]:
-    """Yields for each size a list of arrays with that many rows in all, in order."""
-    held: np.ndarray | None = None
-    for size in sizes:
-        parts = []
-        while size:
-            held = next(blocks) if held is None or not len(held) else held
-            parts.append(held[:size])
-            held = held[size:]
-            size -= len(parts[-1])
-        yield parts

@@ -6,8 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.data.manifest import Manifest, ShardError, find_split, read_manifest
-from pipeline.data.shards import load_split
+from pipeline.data.manifest import ShardError, find_split, read_manifest
 
 
 class Whitening(NamedTuple):
@@ -34,22 +33,12 @@ def read_whitening(directory: str | Path) -> Whitening:
     Raises:
         ShardError: the folder holds no latents, or its train split is empty.
     """
-    train = find_split(_latent_manifest(directory), "train")
+    manifest = read_manifest(directory)
+    if manifest.kind != "latents":
+        raise ShardError(f"{directory} holds {manifest.kind}, not latents; encode them with the prepare job")
+    train = find_split(manifest, "train")
     if not train.rows:
         raise ShardError(f"the train split of {directory} is empty: there is nothing to whiten by")
     std = torch.tensor(train.std, dtype=torch.float64)
     std = torch.where(std > 1e-6 * std.max(), std, torch.ones_like(std))
     return Whitening(torch.tensor(train.mean, dtype=torch.float64).float(), std.float())
-
-
-def load_latents(directory: str | Path, split: str, verify: bool = True) -> Tensor:
-    """Returns the raw latents float32 [N, F] of a split; raises ShardError as `load_split`, and for pixels."""
-    _latent_manifest(directory)
-    return load_split(directory, split, verify)
-
-
-def _latent_manifest(directory: str | Path) -> Manifest:
-    manifest = read_manifest(directory)
-    if manifest.kind != "latents":
-        raise ShardError(f"{directory} holds {manifest.kind}, not latents; encode them with the prepare job")
-    return manifest

@@ -32,7 +32,7 @@ from jobs.report_runs import Missing, ReportError, find_run
 from jobs.stages import Stages
 from pipeline.config import ConfigError, RunConfig, chosen_settings
 from pipeline.data.manifest import Manifest, ShardError, SplitEntry, read_manifest, write_manifest
-from pipeline.data.shards import iterate_rows, load_split, write_shard
+from pipeline.data.shards import load_split, write_shard
 from pipeline.files import canonical_hash, file_hash
 from pipeline.packaged import PackagedBeam, PackageError, load_package
 from pipeline.training.checkpoint import CheckpointError, load_checkpoint, load_latest, save_checkpoint
@@ -136,8 +136,6 @@ def write_points(folder: Path) -> dict[str, Any]:
 def read_everything(folder: Path) -> None:
     for split in read_manifest(folder).splits:
         load_split(folder, split)
-    for _ in iterate_rows(folder, "train", 0, 2, 7):
-        pass
 
 
 @fuzz
