@@ -27,12 +27,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import describe_machine, write_result
-from data_prep.celeba import crop_photograph
+from data_prep.images import crop_photograph
 from data_prep.synthetic_faces import draw_face
 from jobs.recipes import recipe
 from pipeline.comm import Comm
 from pipeline.config import AutoencoderConfig
-from pipeline.data.shards import Manifest, SplitEntry, iterate_split, write_shard
+from pipeline.data.manifest import Manifest, SplitEntry
+from pipeline.data.shards import iterate_split, write_shard
 from pipeline.device.precision import choose_precision, computing_in
 from pipeline.models.autoencoder import Autoencoder, encode_pixels, from_pixels
 from pipeline.streams import stream
@@ -40,7 +41,6 @@ from pipeline.training.autoencoder import AutoencoderObjective
 
 FACES = 256
 READ_ROWS = 8192
-ENCODED = 256
 
 
 class Case(NamedTuple):

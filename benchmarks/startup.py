@@ -25,8 +25,9 @@ import psutil
 import torch
 
 from benchmarks.machine import describe_machine, write_result
-from data_prep.manifest import measure_moments, merge_moments, write_manifest
-from pipeline.data.shards import Manifest, SplitEntry, write_shard
+from data_prep.tasks import measure_moments, merge_moments
+from pipeline.data.manifest import Manifest, SplitEntry, write_manifest
+from pipeline.data.shards import write_shard
 
 LIMIT_SECONDS = 300.0
 ROWS = {"train": 3200, "valid": 400, "test": 400}

@@ -11,23 +11,19 @@ a tenth of its faces gives another model. Nothing in here knows what runs the ta
         finish_pixels(source, out, specs, [write_pixel_shard(spec) for spec in specs])
 """
 
-import functools
 import hashlib
-import io
-import lzma
 import os
 import struct
 import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from data_prep.manifest import (
+from data_prep.images import FILTER, crop_photograph, file_stamp, open_zip, read_photograph
+from data_prep.tasks import (
     SPLITS,
     ShardResult,
     build_splits,
@@ -39,43 +35,13 @@ from data_prep.manifest import (
     shard_name,
     write_sidecar,
 )
-from pipeline.data.shards import BLOCK_ROWS, Manifest, Problem, canonical_hash, write_shard
+from pipeline.data.manifest import Manifest, Problem
+from pipeline.data.shards import BLOCK_ROWS, write_shard
+from pipeline.files import canonical_hash
 
 IMAGES = "img_align_celeba"
 PARTITION = "list_eval_partition"
 MARKER = "synthetic_faces.json"
-FILTER = (
-    "bilinear"  # Pillow's: a triangle as wide as the reduction, so it antialiases; torchvision's Resize is the same
-)
-# What reading one member of a zip, and what decoding one file, is known to raise when the file is damaged.
-_READ_ERRORS = (
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    EOFError,
-    RuntimeError,
-    OSError,
-    ValueError,
-    struct.error,
-)
-_DECODE_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    IndexError,
-    KeyError,
-    OverflowError,
-    AssertionError,
-    MemoryError,
-    struct.error,
-    Image.DecompressionBombError,
-)
-FORMATS = ("JPEG", "PNG")
-"""Pillow is not asked for others: one of its decoders starts a program (EPS), and none of them is needed."""
-MAX_PHOTOGRAPH_BYTES = 1 << 26
-MAX_PHOTOGRAPH_PIXELS = 1 << 26
-"""64 MiB and 67 million pixels, beyond any camera's photograph: a bomb is refused before it is read or decoded."""
 
 
 @dataclass(frozen=True)
@@ -212,7 +178,7 @@ def _is_photograph(name: str) -> bool:
 
 def _list_zip(path: Path) -> tuple[str, dict[str, str]]:
     try:
-        members = _cached_zip(path, _stamp(path), os.getpid()).infolist()
+        members = open_zip(path).infolist()
     except (zipfile.BadZipFile, NotImplementedError, OverflowError, ValueError, struct.error) as error:
         raise ValueError(f"{path} is no CelebA: it is not a whole zip file ({error}); download it again") from error
     folders: dict[str, dict[str, str]] = {}
@@ -259,60 +225,6 @@ def _read_partition(path: Path) -> dict[str, int]:
     return partition
 
 
-@functools.lru_cache(maxsize=1)
-def _cached_zip(path: Path, stamp: tuple[int, int] | None, process: int) -> zipfile.ZipFile:
-    # Kept open because listing 200 000 members takes seconds, more than a shard; not across a fork, where the file
-    # position would be shared, nor after the file changed.
-    return zipfile.ZipFile(path)
-
-
-def _read_photograph(path: Path, archive: zipfile.ZipFile | None, name: str) -> bytes:
-    try:
-        size = (path / name).stat().st_size if archive is None else archive.getinfo(name).file_size
-        if size > MAX_PHOTOGRAPH_BYTES:
-            raise ValueError(f"says it has {size} bytes; a photograph has at most {MAX_PHOTOGRAPH_BYTES}")
-        # a zip's member gives no more than the size it says; of a folder's file no more is read
-        with (path / name).open("rb") if archive is None else archive.open(name) as file:
-            return file.read(size)
-    except (FileNotFoundError, KeyError) as error:
-        raise ValueError("was there when the data set was listed and is gone") from error
-    except _READ_ERRORS as error:
-        if archive is None or type(error) is ValueError:
-            raise ValueError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
-        raise ValueError(f"cannot be read from the zip: {error}") from error
-
-
-def _stamp(path: Path) -> tuple[int, int] | None:
-    try:
-        return path.stat().st_size, path.stat().st_mtime_ns
-    except FileNotFoundError:
-        return None
-
-
-def crop_photograph(data: bytes, crop: int = 148, size: int = 64) -> np.ndarray:
-    """Returns the centered square of `crop` pixels of an image file, reduced to uint8 [size, size, 3] (RGB).
-
-    148 of 178x218 begins at column 15, row 35. Reduced by Pillow's bilinear filter, which antialiases.
-
-    Raises:
-        ValueError: the file is broken, truncated, or smaller than the crop.
-    """
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > MAX_PHOTOGRAPH_PIXELS:
-                raise ValueError(f"{width}x{height} pixels are more than the {MAX_PHOTOGRAPH_PIXELS} of any photograph")
-            if min(width, height) < crop:
-                raise ValueError(f"{width}x{height} is smaller than the crop of {crop}x{crop}")
-            left, top = (width - crop) // 2, (height - crop) // 2
-            center = image.convert("RGB").crop((left, top, left + crop, top + crop))
-    except _DECODE_ERRORS as error:
-        # Pillow names the buffer it read from, which differs from run to run; the manifest must not.
-        reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
-        raise ValueError(reason) from error
-    return np.asarray(center.resize((size, size), Image.Resampling.BILINEAR))
-
-
 def plan_pixel_shards(
     source: CelebASource, out_dir: str | Path, settings: PixelSettings | None = None
 ) -> list[PixelShardSpec]:
@@ -341,9 +253,9 @@ def write_pixel_shard(spec: PixelShardSpec) -> ShardResult:
     out, name, path = Path(spec.out_dir), shard_name(spec.split, spec.index), Path(spec.images)
     if not path.exists():
         raise ValueError(f"{path} is not on this machine: every machine that writes shards has to see the data set")
-    archive = None if path.is_dir() else _cached_zip(path, _stamp(path), os.getpid())
+    archive = None if path.is_dir() else open_zip(path)
     # A folder's content hash misses a repair that keeps a file's size; the times of the shard's own files do not.
-    stamps = [_stamp(path / photograph) for photograph in spec.names] if archive is None else []
+    stamps = [file_stamp(path / photograph) for photograph in spec.names] if archive is None else []
     fingerprint = canonical_hash([spec.source_hash, spec.split, spec.names, stamps, spec.settings.describe()])
     done = read_sidecar(out, name, fingerprint)
     if done is not None:
@@ -352,7 +264,7 @@ def write_pixel_shard(spec: PixelShardSpec) -> ShardResult:
     count, problems = 0, []
     for photograph in spec.names:
         try:
-            data = _read_photograph(path, archive, spec.folder + photograph)
+            data = read_photograph(path, archive, spec.folder + photograph)
             rows[count] = crop_photograph(data, spec.settings.crop, spec.settings.size)
             count += 1
         except ValueError as error:

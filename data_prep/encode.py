@@ -1,24 +1,25 @@
-"""Shards of pixels -> shards of latents: one task encodes one shard, and the manifest carries what whitens them.
+"""Shards of one kind of rows -> shards of another: pixels through an autoencoder, rows through a trained RBM.
 
-Latents are stored raw, as the encoder gives them. Mean and deviation of every feature are computed in float64 from the
-moments of each shard, merged in shard order, so they do not depend on which machine finished first; they are applied
-when the latents are read. The encoder is a plain function, so a GPU, a thread or a test can run the same task:
+One task encodes one shard: any process may run any of them, in any order, and a killed run continues. Rows are encoded
+on one thread in batches of 256, so their bits depend on the encoding and the data alone. Latents are stored raw, as the
+encoder gives them; mean and deviation of every feature are computed in float64 from the moments of each shard, merged in
+shard order, so they do not depend on which machine finished first, and are applied when the latents are read.
 
-    if latents_up_to_date(pixels, out, settings) is None:
-        specs = plan_latent_shards(pixels, out, settings)
-        finish_latents(pixels, out, specs, [write_latent_shard(spec, encode) for spec in specs])
+    if encoded_up_to_date(source, out, encoding) is None:
+        specs = plan_encoded_shards(source, out, encoding)
+        finish_encoded(source, out, specs, [write_encoded_shard(spec) for spec in specs])
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from data_prep.manifest import (
+from data_prep.tasks import (
     ShardResult,
     build_splits,
     find_finished,
@@ -29,172 +30,219 @@ from data_prep.manifest import (
     shard_name,
     write_sidecar,
 )
-from pipeline.data.shards import (
-    BLOCK_ROWS,
-    Manifest,
-    ShardError,
-    canonical_hash,
-    iterate_split,
-    pixels_to_images,
-    read_manifest,
-    write_shard,
-)
+from pipeline.data.manifest import DTYPES, Manifest, ShardError, read_manifest
+from pipeline.data.rows import Scaling
+from pipeline.data.shards import BLOCK_ROWS, iterate_split, write_shard
+from pipeline.files import canonical_hash
+from pipeline.models import stack
 
-Encode = Callable[[Tensor], Tensor]  # images float32 [n, 3, size, size] in [0, 1] -> latents [n, F]
+BATCH_ROWS = 256
+"""Rows that are encoded at once: the last bits of a matrix product depend on its shape. A shard's last batch is smaller."""
+
+Encode = Callable[[Tensor, int], Tensor]
+"""(rows [n, ...] as they lie on disk, on the CPU; position of the first in its split) -> encoded rows [n, width]."""
 
 
 class EncodeError(ValueError):
-    """The encoder gave something that cannot be a latent."""
+    """An encoder gave something that cannot be a row."""
 
 
 @dataclass(frozen=True)
-class LatentSettings:
-    """What decides the latents besides the pixels.
+class Encoding:
+    """How rows become other rows, by which model."""
 
-    `encoder_version` names the encoder's weights (a registry version or their hash): another name, another set of
-    shards. `batch_rows` images go through the encoder at once; it is part of the settings because the last bits of a
-    matrix product depend on its shape. The last batch of a shard may be smaller.
-    """
-
-    encoder_version: str
-    num_features: int = 1024
-    batch_rows: int = 256
-
-    def __post_init__(self) -> None:
-        """Raises ValueError for a setting out of range."""
-        if not self.encoder_version:
-            raise ValueError("encoder_version is empty; give the registry version or the hash of the encoder's weights")
-        for name in ("num_features", "batch_rows"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it is at least 1")
-
-    def describe(self) -> dict[str, Any]:
-        """Returns the settings as the manifest records them."""
-        return {**asdict(self), "block_rows": BLOCK_ROWS}
+    name: str
+    """The model in errors, such as "encoder NAME"."""
+    takes: tuple[str, ...]
+    """Kinds of rows that can be encoded."""
+    kind: Literal["latents", "points"]
+    """Kind of the encoded rows; latents get their moments into the manifest."""
+    width: int
+    """Columns of the encoded rows."""
+    settings: Mapping[str, Any]
+    """Everything besides the rows that decides the encoded ones, as the manifest records it."""
+    load: Callable[["EncodedShardSpec"], Encode]
+    """Called once per shard, in the process that encodes it; the task travels there, so it must be picklable."""
 
 
 @dataclass(frozen=True)
-class LatentShardSpec:
-    """One shard of latents to write: rows [start, start + rows) of a split, which are one shard of pixels.
+class EncodedShardSpec:
+    """One shard to write: rows [start, start + rows) of a split, which are one shard of the source.
 
-    `source_hash` is the hash of the pixels' manifest at planning time.
+    `source_hash` is the hash of the source's manifest at planning time.
     """
 
     split: str
     index: int
     start: int
     rows: int
-    pixel_dir: str
+    source_dir: str
     source_hash: str
     out_dir: str
-    settings: LatentSettings
+    encoding: Encoding
 
 
-def plan_latent_shards(pixel_dir: str | Path, out_dir: str | Path, settings: LatentSettings) -> list[LatentShardSpec]:
-    """Returns one spec per shard of pixels, in the same order; any process may run any of them, in any order.
+def latent_encoding(encoder_version: str, num_features: int, load: Callable[[EncodedShardSpec], Encode]) -> Encoding:
+    """Return the encoding of pixels as latents.
+
+    Args:
+        encoder_version: names the encoder's weights (their hash): another name, another set of shards.
+        num_features: columns of the latents.
+        load: gives a function of pixels uint8 [n, size, size, 3], in evaluation mode: each latent depends on its own
+            picture alone.
 
     Raises:
-        ShardError: `pixel_dir` holds no finished pixels.
+        ValueError: an empty version.
+    """
+    if not encoder_version:
+        raise ValueError("encoder_version is empty; give the registry version or the hash of the encoder's weights")
+    settings = {
+        "encoder_version": encoder_version,
+        "num_features": num_features,
+        "batch_rows": BATCH_ROWS,
+        "block_rows": BLOCK_ROWS,
+    }
+    return Encoding(f"encoder {encoder_version}", ("pixels",), "latents", num_features, settings, load)
+
+
+def layer_encoding(
+    layer: int,
+    parameters: str,
+    num_hidden: int,
+    encoding: stack.Encoding,
+    seed: int,
+    scaling: Scaling,
+    load: Callable[[EncodedShardSpec], Encode],
+) -> Encoding:
+    """Return the encoding of rows by a layer of a stack of RBMs, the data of the next layer.
+
+    Args:
+        layer: number of the layer, from 1, the bottom.
+        parameters: hash of its parameters.
+        num_hidden: its hidden units, the columns of the encoded rows.
+        encoding: "sample" or "mean".
+        seed: seed of the draws; without effect on means.
+        scaling: how the layer's rows were scaled in training.
+        load: gives a function of rows float32 [n, V] as they lie on disk.
+    """
+    settings = {
+        "layer": layer,
+        "parameters": parameters,
+        "num_hidden": num_hidden,
+        "encoding": encoding,
+        "seed": seed,
+        "scaling": scaling,
+        "encoding_rows": stack.ENCODING_ROWS,
+    }
+    return Encoding(f"layer {layer}", ("latents", "points"), "points", num_hidden, settings, load)
+
+
+def plan_encoded_shards(source_dir: str | Path, out_dir: str | Path, encoding: Encoding) -> list[EncodedShardSpec]:
+    """Return one spec per shard of the source, in the same order; any process may run any of them, in any order.
+
+    Raises:
+        ShardError: `source_dir` holds no finished rows of a kind that can be encoded.
         ValueError: both folders are the same.
     """
-    pixels, out = Path(pixel_dir).resolve(), Path(out_dir).resolve()
-    manifest = _read_pixels(pixels)
-    if pixels == out:
-        raise ValueError(f"pixels and latents cannot share the folder {out}: their shards have the same names")
+    source, out = Path(source_dir).resolve(), Path(out_dir).resolve()
+    manifest = _read_source(source, encoding)
+    if source == out:
+        raise ValueError(f"rows and their encodings cannot share the folder {out}: their shards have the same names")
     specs = []
     for split, entry in manifest.splits.items():
         start = 0
         for index, shard in enumerate(entry.shards):
             specs.append(
-                LatentShardSpec(split, index, start, shard.rows, str(pixels), manifest.hash, str(out), settings)
+                EncodedShardSpec(split, index, start, shard.rows, str(source), manifest.hash, str(out), encoding)
             )
             start += shard.rows
     return specs
 
 
-def write_latent_shard(spec: LatentShardSpec, encode: Encode) -> ShardResult:
-    """Encodes one shard; does nothing if it is there with its sidecar, from the same inputs, and the sha256 fits.
-
-    Args:
-        spec: one shard of the plan.
-        encode: images float32 [n, 3, size, size] in [0, 1], on the CPU -> latents [n, num_features], on any device.
-            It has to be in evaluation mode: each latent a function of its own image. Called without autograd.
+def write_encoded_shard(spec: EncodedShardSpec) -> ShardResult:
+    """Encode one shard; does nothing if it is there with its sidecar, from the same inputs, and the sha256 fits.
 
     Raises:
-        ShardError: the pixels are damaged, or changed since the plan was made.
-        EncodeError: latents of another shape, or not finite.
+        ShardError: the rows are damaged, or changed since the plan was made.
+        EncodeError: encoded rows of another shape, or not finite.
     """
-    out, name = Path(spec.out_dir), shard_name(spec.split, spec.index)
-    fingerprint = canonical_hash([spec.source_hash, spec.split, spec.start, spec.rows, spec.settings.describe()])
-    done = read_sidecar(out, name, fingerprint)
-    if done is not None:
+    out, name, encoding = Path(spec.out_dir), shard_name(spec.split, spec.index), spec.encoding
+    fingerprint = canonical_hash([spec.source_hash, spec.split, spec.start, spec.rows, dict(encoding.settings)])
+    if (done := read_sidecar(out, name, fingerprint)) is not None:
         return done
-    pixel_dir, settings = Path(spec.pixel_dir), spec.settings
-    manifest = _read_pixels(pixel_dir)
-    if manifest.hash != spec.source_hash:
-        raise ShardError(
-            f"the pixels in {pixel_dir} changed since these shards were planned; run the prepare job again"
-        )
-    empty = np.empty((0, *manifest.row_shape), np.uint8)
-    blocks = iterate_split(pixel_dir, manifest, spec.split, spec.start, spec.start + spec.rows, verify=True)
-    pixels = torch.from_numpy(np.concatenate([empty, *blocks]))
-    rows = np.empty((spec.rows, settings.num_features), np.float32)
-    for start in range(0, spec.rows, settings.batch_rows):
-        with torch.inference_mode():
-            latents = encode(pixels_to_images(pixels[start : start + settings.batch_rows])).float().cpu()
-        batch = rows[start : start + settings.batch_rows]
-        if latents.shape != batch.shape:
-            raise EncodeError(
-                f"encoder {settings.encoder_version} gave latents {list(latents.shape)} for {len(batch)} images; "
-                f"expected {list(batch.shape)}: check num_features"
-            )
-        if not torch.isfinite(latents).all():
-            raise EncodeError(
-                f"encoder {settings.encoder_version} gave values that are not finite for rows {spec.start + start} to "
-                f"{spec.start + start + len(batch) - 1} of split {spec.split}; train it again"
-            )
-        batch[:] = latents.numpy()
+    source = Path(spec.source_dir)
+    manifest = _read_source(source, encoding, spec.source_hash)
+    empty = np.empty((0, *manifest.row_shape), DTYPES[manifest.kind])
+    blocks = iterate_split(source, manifest, spec.split, spec.start, spec.start + spec.rows, verify=True)
+    rows = torch.from_numpy(np.concatenate([empty, *blocks]))
+    encoded = np.empty((spec.rows, encoding.width), np.float32)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the bits of a product depend on it
+    try:
+        encode = encoding.load(spec)
+        for start in range(0, spec.rows, BATCH_ROWS):
+            batch = rows[start : start + BATCH_ROWS]
+            with torch.inference_mode():
+                found = encode(batch, spec.start + start).float().cpu()
+            encoded[start : start + BATCH_ROWS] = _checked(found, len(batch), spec, spec.start + start).numpy()
+    finally:
+        torch.set_num_threads(threads)
     out.mkdir(parents=True, exist_ok=True)
-    entry = write_shard(out / name, rows)
-    result = ShardResult(spec.split, spec.index, entry, moments=measure_moments(rows))
+    moments = measure_moments(encoded) if encoding.kind == "latents" else None
+    result = ShardResult(spec.split, spec.index, write_shard(out / name, encoded), moments=moments)
     write_sidecar(out, fingerprint, result)
     return result
 
 
-def finish_latents(
-    pixel_dir: str | Path, out_dir: str | Path, specs: Sequence[LatentShardSpec], results: Sequence[ShardResult]
+def finish_encoded(
+    source_dir: str | Path, out_dir: str | Path, specs: Sequence[EncodedShardSpec], results: Sequence[ShardResult]
 ) -> Manifest:
-    """Merges the moments in shard order, writes the manifest and removes what killed runs left.
+    """Merge the moments in shard order, write the manifest and remove what killed runs left.
 
     Raises:
-        ShardError: the pixels changed since the plan, or a shard is gone.
+        ShardError: the source changed since the plan, or a shard is gone.
         ValueError: a planned shard has no result.
     """
-    pixels, settings = _read_pixels(Path(pixel_dir)), specs[0].settings
-    if pixels.hash != specs[0].source_hash:
-        raise ShardError(
-            f"the pixels in {pixel_dir} changed since these shards were planned; run the prepare job again"
-        )
+    encoding = specs[0].encoding
+    source = _read_source(Path(source_dir), encoding, specs[0].source_hash)
     ordered = order_results([shard_name(spec.split, spec.index) for spec in specs], results)
-    shape, splits = (settings.num_features,), build_splits(ordered)
-    manifest = Manifest("latents", pixels.dataset, pixels.hash, settings.describe(), shape, splits)
+    settings, splits = dict(encoding.settings), build_splits(ordered)
+    manifest = Manifest(encoding.kind, source.dataset, source.hash, settings, (encoding.width,), splits)
     return finish(Path(out_dir), manifest)
 
 
-def latents_up_to_date(
-    pixel_dir: str | Path, out_dir: str | Path, settings: LatentSettings, verify: bool = False
+def encoded_up_to_date(
+    source_dir: str | Path, out_dir: str | Path, encoding: Encoding, verify: bool = False
 ) -> Manifest | None:
-    """Returns the manifest if `out_dir` holds these latents, each shard of its size (with `verify`: sha256); else None.
+    """Return the manifest if `out_dir` holds these rows, each shard of its size (with `verify`: sha256); else None.
 
     Raises:
-        ShardError: `pixel_dir` holds no finished pixels.
+        ShardError: `source_dir` holds no finished rows of a kind that can be encoded.
     """
-    pixels = _read_pixels(Path(pixel_dir))
-    return find_finished(Path(out_dir), "latents", pixels.hash, settings.describe(), verify)
+    source = _read_source(Path(source_dir), encoding)
+    return find_finished(Path(out_dir), encoding.kind, source.hash, dict(encoding.settings), verify)
 
 
-def _read_pixels(directory: Path) -> Manifest:
+def _read_source(directory: Path, encoding: Encoding, expected_hash: str | None = None) -> Manifest:
     manifest = read_manifest(directory)
-    if manifest.kind != "pixels":
-        raise ShardError(f"{directory} holds {manifest.kind}, not pixels; give the folder of the pixel shards")
+    if manifest.kind not in encoding.takes:
+        raise ShardError(
+            f"{directory} holds {manifest.kind}, not {' or '.join(encoding.takes)}; give the folder of these"
+        )
+    if expected_hash not in (None, manifest.hash):
+        raise ShardError(
+            f"the {manifest.kind} in {directory} changed since these shards were planned; run the job again"
+        )
     return manifest
+
+
+def _checked(encoded: Tensor, count: int, spec: EncodedShardSpec, first: int) -> Tensor:
+    name, expected = spec.encoding.name, [count, spec.encoding.width]
+    if list(encoded.shape) != expected:
+        raise EncodeError(f"{name} gave {list(encoded.shape)} for {count} rows; expected {expected}")
+    if not torch.isfinite(encoded).all():
+        raise EncodeError(
+            f"{name} gave values that are not finite for rows {first} to {first + count - 1} of split {spec.split}; "
+            "train it again"
+        )
+    return encoded

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.manifest import find_finished, finish, shard_name
+from data_prep.tasks import find_finished, finish, shard_name
+from pipeline.data.manifest import Manifest, SplitEntry
 from pipeline.data.mixtures import MIXTURES, GaussianMixture, make_mixture
-from pipeline.data.shards import Manifest, SplitEntry, canonical_hash, write_shard
+from pipeline.data.shards import write_shard
+from pipeline.files import canonical_hash
 from pipeline.streams import stream
 
 HELD_OUT_ROWS = 2000
@@ -23,7 +25,7 @@ def draw_mixture(
 ) -> Manifest:
     """Write splits train, valid and test (2 000 rows each of the latter) of a mixture; does nothing when they are there.
 
-    The density is in the manifest (`recorded_mixture` reads it) and decides the data's hash. The data set is named
+    The density is in the manifest and decides the data's hash. The data set is named
     `mixture-NAME` for the three of Table I as they are, and `mixture-LABEL-HASH` for any other geometry.
 
     Args:

@@ -9,7 +9,6 @@ so that the first thousand of them would flatter every model.
 """
 
 import gzip
-import re
 import struct
 import zlib
 from collections.abc import Mapping
@@ -19,9 +18,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from data_prep.manifest import find_finished, finish, shard_name
+from data_prep.tasks import find_finished, finish, shard_name
+from pipeline.data.manifest import Manifest, SplitEntry
 from pipeline.data.rows import LABELS
-from pipeline.data.shards import Manifest, SplitEntry, canonical_hash, file_hash, write_shard
+from pipeline.data.shards import write_shard
+from pipeline.files import canonical_hash, file_hash, parse_checksums
 from pipeline.streams import stream
 
 CHECKSUMS = {
@@ -118,18 +119,14 @@ def check_files(folder: Path, checksums: Mapping[str, str]) -> None:
 
 def read_checksums(path: Path) -> dict[str, str]:
     """Name -> sha256 of a text file as `sha256sum` writes it. Raises IDXError when it is none."""
-    checksums = {}
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise IDXError(f"the checksums cannot be read: {error}") from error
-    for line in text.splitlines():
-        if line.strip():
-            found = re.fullmatch(r"([0-9a-f]{64}) [ *](\S+)", line.strip())
-            if found is None:
-                raise IDXError(f"{path}: {line!r} is no line of sha256sum (64 hex digits, two spaces, a file name)")
-            checksums[Path(found[2]).name] = found[1]
-    return checksums
+    try:
+        return {Path(name).name: sha256 for name, sha256 in parse_checksums(text, str(path)).items()}
+    except ValueError as error:
+        raise IDXError(str(error)) from error
 
 
 def read_part(folder: Path, part: str) -> LabeledImages:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from data_prep.manifest import (
+from data_prep.tasks import (
     ShardResult,
     finish,
     measure_moments,
@@ -25,10 +25,11 @@ from data_prep.manifest import (
     order_results,
     read_sidecar,
     shard_name,
-    write_json,
     write_sidecar,
 )
-from pipeline.data.shards import BLOCK_ROWS, Manifest, SplitEntry, canonical_hash, write_shard
+from pipeline.data.manifest import Manifest, SplitEntry
+from pipeline.data.shards import BLOCK_ROWS, write_shard
+from pipeline.files import canonical_hash, write_json
 from pipeline.models.autoencoder import IMAGE_SIZE
 from pipeline.packages.inputs import SAMPLE_RANGES
 from pipeline.packages.models import PackagedBeam, load_package

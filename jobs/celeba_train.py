@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.celeba import open_celeba
-from data_prep.manifest import write_json
 from jobs.chain import Chain, Stopped
 from jobs.evaluate import FACE_SAMPLES, SEEDS, TABLE_KEYS, TEST_ROWS, Scene, as_text, compare
 from jobs.face_pictures import make_pictures
@@ -30,9 +29,10 @@ from jobs.storage import add_storage, local_input, local_path, path_or_url, stor
 from jobs.tracked import deliver_left, start_tracker
 from jobs.train_job import TrainingFailed, total_updates
 from pipeline.config import ConfigError, RBMConfig, RunConfig, flatten, parse_settings
+from pipeline.data.manifest import Manifest
 from pipeline.data.rows import load_rows, read_scaling
-from pipeline.data.shards import Manifest
 from pipeline.device.precision import choose_precision
+from pipeline.files import write_json
 from pipeline.packages.models import PackagedBeam
 from pipeline.registry.card import DRIVEN_MEANS, Measured, measured, model_card
 from pipeline.registry.promotion import promote_if_better, set_candidate

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 import torch
 
 from data_prep.celeba import CelebASource, PixelSettings, open_celeba, pixels_up_to_date
-from data_prep.encode import latents_up_to_date
+from data_prep.encode import encoded_up_to_date
 from data_prep.synthetic_faces import draw_dataset
-from jobs.prepare import latent_settings, prepare_latents, prepare_pixels
+from jobs.prepare import encoding_by, prepare_latents, prepare_pixels
 from jobs.recipes import TOYS
 from jobs.registry_wait import when_there
 from jobs.run_lock import locked
@@ -22,7 +22,7 @@ from jobs.storage import fetch_shards_to, store_output
 from jobs.tracked import add_history, start_tracker
 from jobs.train_job import Outcome, TrainJob, check_folder, run_training, total_updates
 from pipeline.config import Phase, RunConfig, flatten
-from pipeline.data.shards import Manifest, read_manifest
+from pipeline.data.manifest import Manifest, read_manifest
 from pipeline.device.precision import choose_precision
 from pipeline.models.autoencoder import Autoencoder
 from pipeline.models.rbm import RBM
@@ -34,7 +34,7 @@ from pipeline.registry.register import register_autoencoder
 from pipeline.registry.versions import ModelVersionInfo, RegistryError, find_model, model_name
 from pipeline.samplers.build import read_trained
 from pipeline.samplers.gibbs import ChainState
-from pipeline.tracking.tracker import is_away
+from pipeline.tracking.server import is_away
 from pipeline.training.checkpoint import Checkpoint, load_latest, save_checkpoint
 
 FACES = {"faces_quick": 4000, "faces_toy": 500}
@@ -201,8 +201,9 @@ class Chain:
             _log.info("the champion, version %s, saw other data: encoding with version %s", champion.version, version)
         ref = f"models:/{name}/{version}"
         fetched = self.when_there(lambda: fetch_model(ref, self.cache / "models"), "fetching the autoencoder")
-        settings = latent_settings(fetched)
-        folder = pixel_dir.parent / f"latents-{settings.encoder_version.replace('/', '-')}"
+        encoding = encoding_by(fetched)
+        version_name = encoding.settings["encoder_version"]
+        folder = pixel_dir.parent / f"latents-{version_name.replace('/', '-')}"
         verify = "latents" in self.stages.redo
 
         def make() -> dict[str, Any]:
@@ -212,9 +213,9 @@ class Chain:
         with locked(folder.parent, wait=True), self.shared_shards(folder):
             self.stages.run(
                 "latents",
-                {"pixels": pixels, "encoder": settings.encoder_version},
+                {"pixels": pixels, "encoder": version_name},
                 make,
-                lambda _: latents_up_to_date(pixel_dir, folder, settings) is not None,
+                lambda _: encoded_up_to_date(pixel_dir, folder, encoding) is not None,
             )
         packaged = load_package(fetched.folder)
         assert isinstance(packaged, PackagedAutoencoder)

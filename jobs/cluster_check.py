@@ -135,7 +135,7 @@ def _ray_folder() -> str:
 
 def _mlflow() -> Finding:
     from pipeline.tracking.check import check_tracking
-    from pipeline.tracking.tracker import TrackingError
+    from pipeline.tracking.server import TrackingError
 
     try:
         return check_mlflow(f"{check_tracking(EXPERIMENT)}: a run and a file written, read, deleted", "")

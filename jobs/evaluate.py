@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.data.manifest import read_manifest
 from pipeline.data.rows import Scaling, load_rows, read_scaling
-from pipeline.data.shards import Whitening, read_manifest
+from pipeline.data.whitening import Whitening
 from pipeline.metrics.divergences import forward_reverse_kl
 from pipeline.metrics.faces import MissingDetector, face_share
 from pipeline.metrics.images import (
@@ -28,7 +29,8 @@ from pipeline.metrics.images import (
     score_latents,
 )
 from pipeline.models.rbm import RBM
-from pipeline.packages.models import PackagedAutoencoder, PackageError, load_package
+from pipeline.packages.files import PackageError
+from pipeline.packages.models import PackagedAutoencoder, load_package
 from pipeline.registry.fetch import fetch_model
 from pipeline.registry.versions import RegistryError, find_version
 from pipeline.samplers.protocols import DRIVEN, FRESH, Samples, WideStart, draw_samples

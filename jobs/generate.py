@@ -17,7 +17,6 @@ from typing import Any, NoReturn
 
 from tqdm import tqdm
 
-from data_prep.manifest import ShardResult, find_finished
 from data_prep.samples import (
     PROTOCOLS,
     WHAT,
@@ -30,11 +29,12 @@ from data_prep.samples import (
     load_beam,
     plan_sample_shards,
 )
+from data_prep.tasks import ShardResult, find_finished
 from jobs.prepare import MAX_RETRIES
 from jobs.ray_session import interruptible, ray_session
 from jobs.run_lock import locked
 from jobs.summary import as_table, write_summary
-from pipeline.data.shards import Manifest
+from pipeline.data.manifest import Manifest
 from pipeline.packages.inputs import SAMPLE_DEFAULTS
 from pipeline.registry.fetch import fetch_model
 from pipeline.registry.versions import RegistryError

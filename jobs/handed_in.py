@@ -1,6 +1,5 @@
 """What a user names on a command line for a trained model: photographs, rows of points, cells and units, results as files."""
 
-import os
 import tokenize
 import zipfile
 from collections.abc import Sequence
@@ -9,7 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_prep.celeba import FORMATS, MAX_PHOTOGRAPH_BYTES, PixelSettings, crop_photograph
+from data_prep.celeba import PixelSettings
+from data_prep.images import FORMATS, MAX_PHOTOGRAPH_BYTES, crop_photograph
+from pipeline.files import replacing
 from pipeline.packages.inputs import CELLS
 
 PHOTOGRAPHS = (".jpg", ".jpeg", ".png")
@@ -86,16 +87,11 @@ def write_rows(rows: np.ndarray, path: Path) -> Path:
             f"--out is {str(path)!r}: this is a model of points; give a name that ends in {' or '.join(ROWS)}"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            if path.suffix.lower() == ".npy":
-                np.save(file, rows, allow_pickle=False)
-            else:
-                np.savetxt(file, rows, delimiter=",", fmt="%.9g")  # nine digits give back every bit of a float32
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as file:
+        if path.suffix.lower() == ".npy":
+            np.save(file, rows, allow_pickle=False)
+        else:
+            np.savetxt(file, rows, delimiter=",", fmt="%.9g")  # nine digits give back every bit of a float32
     return path
 
 

@@ -23,7 +23,7 @@ from pipeline.registry.mlflow_folder import CARD_NAME
 from pipeline.registry.promotion import Change, champion_history, promote, promote_if_better, rollback
 from pipeline.registry.scores import larger_spread, not_comparable, read_number
 from pipeline.registry.versions import CHAMPION, ModelVersionInfo, find_model, list_versions
-from pipeline.tracking.tracker import tracking_uri
+from pipeline.tracking.server import tracking_uri
 
 _VARIANTS = ("fresh_", "sample_")
 """Metrics by other protocols: in the JSON, not in the table for people."""

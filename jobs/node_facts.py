@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_prep.celeba import crop_photograph, open_celeba
+from data_prep.celeba import open_celeba
+from data_prep.images import crop_photograph
 
 PACKAGES = ("torch", "ray", "mlflow", "faiss-cpu", "faiss-gpu", "numpy", "webdataset")
 _TREE = Path(__file__).resolve().parents[1]

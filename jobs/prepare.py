@@ -27,24 +27,28 @@ from data_prep.celeba import (
     write_pixel_shard,
 )
 from data_prep.encode import (
-    LatentSettings,
-    LatentShardSpec,
-    finish_latents,
-    latents_up_to_date,
-    plan_latent_shards,
-    write_latent_shard,
+    Encode,
+    EncodedShardSpec,
+    Encoding,
+    encoded_up_to_date,
+    finish_encoded,
+    latent_encoding,
+    plan_encoded_shards,
+    write_encoded_shard,
 )
-from data_prep.manifest import ShardResult
 from data_prep.mixtures import draw_mixture
 from data_prep.mnist import CHECKSUMS, DIGITS, read_checksums, write_digits, write_mnist
+from data_prep.tasks import ShardResult
 from jobs.ray_session import ray_session
 from jobs.storage import local_input, local_output, local_path, path_or_url, store_output
 from jobs.summary import as_table, write_summary
+from pipeline.data.manifest import Manifest
 from pipeline.data.mixtures import MIXTURES, GaussianMixture, make_mixture, moved
-from pipeline.data.shards import Manifest
 from pipeline.device.precision import computing_in
+from pipeline.models.autoencoder import NUM_FEATURES, from_pixels
 from pipeline.packages.models import PackagedAutoencoder, load_package
 from pipeline.registry.fetch import FetchedModel, fetch_model
+from pipeline.training.loop import pick_device
 
 MAX_RETRIES = 3
 GEOMETRY: dict[str, tuple[type, str]] = {
@@ -72,40 +76,36 @@ def prepare_pixels(
     return finish_pixels(source, out_dir, specs, results)
 
 
-def latent_settings(fetched: FetchedModel) -> LatentSettings:
+def encoding_by(fetched: FetchedModel) -> Encoding:
     """Latents are named by the encoder's content, not by its version: another registry may number it otherwise."""
-    return LatentSettings(encoder_version=f"{fetched.name}/{fetched.content_hash[:12]}")
+    version = f"{fetched.name}/{fetched.content_hash[:12]}"
+    return latent_encoding(version, NUM_FEATURES, partial(load_encoder, model_dir=str(fetched.folder)))
 
 
 def prepare_latents(
     pixel_dir: Path, out_dir: Path, fetched: FetchedModel, cache: Path, local: bool, verify: bool = False
 ) -> Manifest:
     """Latent shards and manifest in `out_dir`, by a fetched autoencoder; skips what is there (`verify`: by hash)."""
-    settings = latent_settings(fetched)
-    if (found := latents_up_to_date(pixel_dir, out_dir, settings, verify)) is not None:
+    encoding = encoding_by(fetched)
+    if (found := encoded_up_to_date(pixel_dir, out_dir, encoding, verify)) is not None:
         return found
-    specs = plan_latent_shards(pixel_dir, out_dir, settings)
-    results = run_tasks(partial(encode_shard, model_dir=str(fetched.folder)), specs, "latent shards", cache, local)
-    return finish_latents(pixel_dir, out_dir, specs, results)
+    specs = plan_encoded_shards(pixel_dir, out_dir, encoding)
+    results = run_tasks(write_encoded_shard, specs, "latent shards", cache, local)
+    return finish_encoded(pixel_dir, out_dir, specs, results)
 
 
-def encode_shard(spec: LatentShardSpec, model_dir: str) -> ShardResult:
-    """Encode one shard with the packaged autoencoder in `model_dir` (verified when loaded)."""
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the bits of a convolution depend on it
-    try:
-        packaged = load_package(model_dir, device)
-        if not isinstance(packaged, PackagedAutoencoder):
-            raise ValueError(f"{model_dir} holds no autoencoder but a {type(packaged).__name__}")
+def load_encoder(_spec: EncodedShardSpec, model_dir: str) -> Encode:
+    """Return the encoder of the packaged autoencoder in `model_dir` (verified when loaded)."""
+    device = pick_device()
+    packaged = load_package(model_dir, device)
+    if not isinstance(packaged, PackagedAutoencoder):
+        raise ValueError(f"{model_dir} holds no autoencoder but a {type(packaged).__name__}")
 
-        def encode(images: torch.Tensor) -> torch.Tensor:
-            with torch.no_grad(), computing_in(packaged.precision, device):
-                return packaged.model.encode(images.to(device))
+    def encode(pixels: torch.Tensor, _first: int) -> torch.Tensor:
+        with computing_in(packaged.precision, device):
+            return packaged.model.encode(from_pixels(pixels).to(device))
 
-        return write_latent_shard(spec, encode)
-    finally:
-        torch.set_num_threads(threads)
+    return encode
 
 
 def run_tasks(

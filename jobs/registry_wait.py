@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from pipeline.provenance import without_secrets
 from pipeline.registry.versions import check_registry
-from pipeline.tracking.tracker import is_away, tracking_uri
+from pipeline.tracking.server import is_away, tracking_uri
 
 VARIABLE = "REGISTRY_WAIT_SECONDS"
 DEFAULT_SECONDS = 300.0

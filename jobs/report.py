@@ -26,7 +26,8 @@ from jobs.report_pictures import (
 from jobs.report_runs import STAND_IN, Missing, ReportError, Run, Training, find_run
 from jobs.report_sweep import final_comparison, sweep_facts, sweep_pictures, trials_table, unfinished_facts
 from jobs.report_tables import environment, facts, heldout_scores, problems, settings, test_scores, times
-from pipeline.data.shards import Manifest, ShardError, replace_file
+from pipeline.data.manifest import Manifest, ShardError
+from pipeline.files import replacing
 
 PAGE_NAME = "report.html"
 MAX_OVERLAID = 12
@@ -283,7 +284,7 @@ def make_report(
     page = render(title, sections, warning, folders)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with replace_file(out) as file:
+        with replacing(out) as file:
             file.write(page.encode())
     except OSError as error:
         raise ReportError(f"--out is {str(out)!r}: it cannot be written ({error.strerror})") from error

@@ -13,7 +13,7 @@ from typing import Any
 
 from jobs.train_job import total_updates
 from pipeline.config import ConfigError, RunConfig
-from pipeline.data.shards import Manifest
+from pipeline.data.manifest import Manifest
 from pipeline.training.loop import read_history
 
 STAND_IN = "synthetic-faces"

@@ -10,8 +10,9 @@ from jobs.recipes import RECIPES
 from jobs.report_page import Block, Folded, Note, Table
 from jobs.report_runs import STAND_IN, Missing, Run, Training
 from pipeline.config import RunConfig, flatten
-from pipeline.data.shards import Manifest
-from pipeline.tracking.tracker import TrackingError, run_tags
+from pipeline.data.manifest import Manifest
+from pipeline.tracking.server import TrackingError
+from pipeline.tracking.tracker import run_tags
 
 METRICS = {
     "frechet_latent": "Frechet distance, top principal components, smaller is better",

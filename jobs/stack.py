@@ -22,11 +22,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data_prep.hidden import (
-    HiddenSettings,
-    finish_hidden,
-    hidden_up_to_date,
-    plan_hidden_shards,
+from data_prep.encode import (
+    encoded_up_to_date,
+    finish_encoded,
+    layer_encoding,
+    plan_encoded_shards,
+    write_encoded_shard,
 )
 from jobs.chain import Stopped
 from jobs.evaluate import TABLE_KEYS, as_text
@@ -35,15 +36,15 @@ from jobs.ray_session import ray_session
 from jobs.recipes import recipe
 from jobs.registry_wait import as_command
 from jobs.run_lock import locked, run_folder
-from jobs.stack_layers import Layer, encode_shard, is_whole, read_bottom, read_layer, start_tied
+from jobs.stack_layers import Layer, is_whole, load_layer, read_bottom, read_layer, start_tied
 from jobs.stack_scores import SceneOf, draw_pictures, score_stack
 from jobs.stages import Stages
 from jobs.summary import write_summary
 from jobs.tracked import add_history, deliver_left, start_tracker
 from jobs.train_job import TrainingFailed, TrainJob, check_folder, run_training, total_updates
 from pipeline.config import ConfigError, RBMConfig, RunConfig, parse_settings
+from pipeline.data.manifest import read_manifest
 from pipeline.data.rows import load_rows
-from pipeline.data.shards import read_manifest
 from pipeline.models.stack import (
     DEFAULT_ENCODING,
     Encoding,
@@ -103,24 +104,24 @@ class StackRun:
     def encode(self, number: int, source_dir: Path, below: Layer) -> Path:
         """The folder of rows for layer `number`: those of `source_dir` through `below`, layer `number - 1`."""
         out = self.folder / f"rows_{number}"
-        settings = HiddenSettings(
+        encoding = layer_encoding(
             layer=number - 1,
             parameters=parameters_hash(below.rbm),
             num_hidden=below.rbm.config.num_hidden,
             encoding=self.args.encoding,
             seed=self.configs[number].seed,
             scaling=below.config.data.scaling,
+            load=partial(load_layer, layer_dir=str(below.folder)),
         )
 
         def make() -> dict[str, Any]:
-            specs = plan_hidden_shards(source_dir, out, settings)
-            task = partial(encode_shard, layer_dir=str(below.folder))
-            results = run_tasks(task, specs, f"rows of layer {number}", self.cache, self.args.local)
-            return {"hash": finish_hidden(source_dir, out, specs, results).hash}
+            specs = plan_encoded_shards(source_dir, out, encoding)
+            results = run_tasks(write_encoded_shard, specs, f"rows of layer {number}", self.cache, self.args.local)
+            return {"hash": finish_encoded(source_dir, out, specs, results).hash}
 
-        inputs = {"data": read_manifest(source_dir).hash, "settings": settings.describe()}
+        inputs = {"data": read_manifest(source_dir).hash, "settings": encoding.settings}
         self.stages.run(
-            f"rows_{number}", inputs, make, lambda _: hidden_up_to_date(source_dir, out, settings) is not None
+            f"rows_{number}", inputs, make, lambda _: encoded_up_to_date(source_dir, out, encoding) is not None
         )
         return out
 

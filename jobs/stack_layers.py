@@ -5,13 +5,13 @@ from typing import NamedTuple
 
 import torch
 
-from data_prep.hidden import HiddenShardSpec, write_hidden_shard
-from data_prep.manifest import ShardResult
+from data_prep.encode import Encode, EncodedShardSpec
 from jobs.chain import read_beam
 from jobs.train_job import TrainJob, make_objective, total_updates
 from pipeline.comm import Comm
 from pipeline.config import ConfigError, RBMConfig, RunConfig
-from pipeline.data.shards import Manifest
+from pipeline.data.manifest import Manifest
+from pipeline.data.rows import read_scaling
 from pipeline.models.rbm import RBM
 from pipeline.models.stack import encode_rows, parameters_hash, transpose
 from pipeline.training.checkpoint import load_latest, save_checkpoint
@@ -90,16 +90,12 @@ def start_tied(job: TrainJob, below: RBM) -> None:
     )
 
 
-def encode_shard(spec: HiddenShardSpec, layer_dir: str) -> ShardResult:
-    """Encode one shard with the layer in `layer_dir`, on one thread of the CPU. Raises ValueError when it has changed."""
-    threads, s = torch.get_num_threads(), spec.settings
-    torch.set_num_threads(1)  # the bits of a product depend on it
-    try:
-        rbm = read_layer(Path(layer_dir)).rbm
-        if parameters_hash(rbm) != s.parameters:
-            raise ValueError(f"the layer in {layer_dir} changed since its encodings were planned; run the job again")
-        return write_hidden_shard(
-            spec, lambda rows, split, first: encode_rows(rbm, rows, s.encoding, s.seed, s.layer, split, first)
-        )
-    finally:
-        torch.set_num_threads(threads)
+def load_layer(spec: EncodedShardSpec, layer_dir: str) -> Encode:
+    """Return the encoder of the layer in `layer_dir`, on the CPU. Raises ValueError when it has changed."""
+    settings = spec.encoding.settings
+    rbm = read_layer(Path(layer_dir)).rbm
+    if parameters_hash(rbm) != settings["parameters"]:
+        raise ValueError(f"the layer in {layer_dir} changed since its encodings were planned; run the job again")
+    scaling = read_scaling(spec.source_dir, settings["scaling"])
+    how, seed, layer = (settings[key] for key in ("encoding", "seed", "layer"))
+    return lambda rows, first: encode_rows(rbm, scaling.apply(rows), how, seed, layer, spec.split, first)

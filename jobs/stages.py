@@ -11,9 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_prep.manifest import write_json
 from jobs.memory import PeakMemory
-from pipeline.data.shards import canonical_hash
+from pipeline.files import canonical_hash, write_json
 
 _log = logging.getLogger(__name__)
 

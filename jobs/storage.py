@@ -70,7 +70,7 @@ def store_output(given: Path | str, folder: Path) -> None:
 
 def fetch_shards_to(url: str, folder: Path) -> bool:
     """Fetch the shards at `url` into `folder`, unless it has a manifest or there are none; True when they were fetched."""
-    from pipeline.data.shards import MANIFEST_NAME
+    from pipeline.data.manifest import MANIFEST_NAME
     from pipeline.storage.cache import fetch
 
     if (folder / MANIFEST_NAME).exists():

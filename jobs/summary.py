@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from data_prep.manifest import write_json
+from pipeline.files import write_json
 
 
 def write_summary(

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.celeba import open_celeba
-from data_prep.manifest import write_json
 from data_prep.mixtures import draw_mixture
 from jobs.chain import Chain, is_registered, read_beam
 from jobs.evaluate import SEEDS, PointScene, Scene, open_scene
@@ -22,8 +21,9 @@ from jobs.stages import Stages
 from jobs.train_job import TrainingFailed, total_updates
 from jobs.trial import Segment, SweepPlan
 from pipeline.config import RBMConfig, RunConfig
+from pipeline.data.manifest import Manifest
 from pipeline.data.rows import read_scaling
-from pipeline.data.shards import Manifest
+from pipeline.files import write_json
 from pipeline.packages.models import PackagedBeam
 from pipeline.samplers.protocols import WideStart
 from pipeline.tracking.tracker import Tracker

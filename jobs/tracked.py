@@ -63,7 +63,8 @@ def deliver_left(folder: Path, command: str, journals: str = "*/mlflow_run_id.sp
 
     Returns False, after a line that names `command` (it sends the rest later), when some still waits.
     """
-    from pipeline.tracking.tracker import deliver, tracking_uri
+    from pipeline.tracking.delivery import deliver
+    from pipeline.tracking.server import tracking_uri
 
     deadline, uri = time.monotonic() + DELIVER_SECONDS, tracking_uri()
     for journal in sorted(folder.glob(journals)):

@@ -79,7 +79,7 @@ def train(args: argparse.Namespace, config: RunConfig) -> int:
         from jobs.summary import as_table, write_summary
         from jobs.tracked import StartingTracker
         from jobs.train_job import TrainingFailed, TrainJob, check_folder, run_training
-        from pipeline.data.shards import read_manifest
+        from pipeline.data.manifest import read_manifest
         from pipeline.training.objective import NonFinite
 
     tracker = None

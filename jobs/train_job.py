@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data_prep.manifest import write_json
 from jobs.ray_session import ray_session
 from pipeline.build import build_objective
 from pipeline.comm import Comm
 from pipeline.config import AutoencoderConfig, ConfigError, GANConfig, RunConfig
+from pipeline.data.manifest import ShardError, read_manifest
 from pipeline.data.rows import read_scaling
-from pipeline.data.shards import ShardError, read_manifest
-from pipeline.data.sound import load_sound_rows
+from pipeline.data.undamaged import load_undamaged_rows
+from pipeline.files import write_json
 from pipeline.training.autoencoder import VALUES
 from pipeline.training.checkpoint import load_latest
 from pipeline.training.loop import Progress, StopRequest, pick_device, read_history, refuse_another_run, train
@@ -73,7 +73,7 @@ def load_job_rows(job: TrainJob, comm: Comm) -> JobRows:
         raise ConfigError(
             f"data.scaling = {config.data.scaling!r}: pixels are taken as they are; leave it at 'manifest'"
         )
-    train, valid = (load_sound_rows(data, split, config.data.max_skipped_share) for split in ("train", "valid"))
+    train, valid = (load_undamaged_rows(data, split, config.data.max_skipped_share) for split in ("train", "valid"))
     digest = (train.digest + valid.digest) >> 1
     # with other files on one machine its workers would make other steps, and the group would hang or drift apart
     if not comm.same(digest):

@@ -16,7 +16,6 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep.manifest import write_json
 from jobs.chain import Stopped
 from jobs.ray_session import interruptible, prepare_environment
 from jobs.recipes import recipe
@@ -28,7 +27,8 @@ from jobs.sweep import OBJECTIVES, STAGES, Sweep, forget_stage, prepare_data, ru
 from jobs.tracked import deliver_left, tracker_at
 from jobs.train_job import TrainingFailed
 from pipeline.config import ConfigError, RunConfig, parse_settings
-from pipeline.data.shards import read_manifest
+from pipeline.data.manifest import read_manifest
+from pipeline.files import write_json
 
 SCHEDULERS = ("asha", "pbt", "none")
 

@@ -23,7 +23,7 @@ from jobs.paper.page import write_markdown, write_page
 from jobs.paper.units import UnitFailed, start_pool
 from jobs.ray_session import interruptible
 from jobs.run_lock import locked
-from pipeline.data.shards import ShardError
+from pipeline.data.manifest import ShardError
 from pipeline.metrics.inception import find_inception
 from pipeline.provenance import project_root
 

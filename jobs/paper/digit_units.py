@@ -7,7 +7,7 @@ from typing import Any
 from jobs.paper import digits
 from jobs.paper.experiments import Plan
 from jobs.paper.units import Unit
-from pipeline.data.shards import read_manifest
+from pipeline.data.manifest import read_manifest
 
 SEEDS = (0, 1, 2)
 READINGS = {"literal": "mnist_beam_paper", "recommended": "mnist_beam"}

@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_prep.manifest import write_json
 from jobs.paper.units import Pool, Unit, read_result, run_units
-from pipeline.data.shards import canonical_hash
+from pipeline.files import canonical_hash, write_json
 from pipeline.provenance import environment_tags
 
 PROTOCOLS = """Protocols. Every chain begins wide: independent normal values with each visible unit's mean and standard

@@ -27,7 +27,8 @@ from jobs.paper.units import Stopped, Unit
 from jobs.recipes import recipe
 from pipeline.comm import Comm
 from pipeline.config import GANConfig, RBMConfig
-from pipeline.data.shards import load_split, read_manifest
+from pipeline.data.manifest import read_manifest
+from pipeline.data.shards import load_split
 from pipeline.metrics.image_scores import BOOTSTRAP, GAUSSIAN, bootstrap, score_images
 from pipeline.metrics.inception import NOT_COMPUTED, fid, find_inception
 from pipeline.models.autoencoder import to_pixels

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from data_prep.manifest import write_json
 from jobs.paper import sampling
 from jobs.paper.experiments import Experiment, Finding, Plan, Table
 from jobs.paper.units import Unit
+from pipeline.files import write_json
 from pipeline.paper_pictures import mixing_traces
 
 SEEDS = (0, 1, 2)

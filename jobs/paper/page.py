@@ -7,7 +7,7 @@ from typing import Any
 from jobs.paper.bars import Bar
 from jobs.paper.claims import Verdict
 from jobs.report_page import Block, Heading, Note, Section, Table, photographs, plot, render
-from pipeline.data.shards import replace_file
+from pipeline.files import replacing
 
 TITLE = "The paper, claim by claim"
 READING = (
@@ -125,6 +125,6 @@ def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[
 
 def _write(path: Path, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replace_file(path) as file:
+    with replacing(path) as file:
         file.write(text.encode())
     return path

@@ -11,7 +11,7 @@ from jobs.paper.units import Stopped, stop_wanted
 from jobs.train_job import TrainJob, run_worker
 from pipeline.comm import Comm
 from pipeline.config import GANConfig, RunConfig
-from pipeline.data.shards import read_manifest
+from pipeline.data.manifest import read_manifest
 from pipeline.models.gan import Gan, Generator
 from pipeline.training.checkpoint import Checkpoint, load_latest, save_checkpoint
 from pipeline.training.loop import StopRequest, pick_device, read_history

@@ -21,10 +21,10 @@ import psutil
 import torch
 from tqdm import tqdm
 
-from data_prep.manifest import write_json
 from jobs.recipes import recipe
 from pipeline.config import chosen_settings
-from pipeline.data.shards import canonical_hash, read_manifest
+from pipeline.data.manifest import read_manifest
+from pipeline.files import canonical_hash, write_json
 
 SHARDS = ("data", "latents", "pixels")
 """Settings that name a folder of shards."""

@@ -7,13 +7,10 @@ geometry is a setting, and any mixture can be shifted and scaled (`moved`): what
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-from pipeline.data.shards import ShardError, read_manifest
 
 
 class GaussianMixture(NamedTuple):
@@ -97,20 +94,6 @@ def moved(mixture: GaussianMixture, shift: Sequence[float] | float = 0.0, scale:
     centers = mixture.centers if scale == 1 else mixture.centers * scale
     centers = centers + shifts if bool(shifts.any()) else centers
     return _checked(GaussianMixture(centers, mixture.std * scale))
-
-
-def recorded_mixture(directory: str | Path) -> GaussianMixture:
-    """The density from which the rows in a folder of points were drawn, as its manifest has it, in units of the rows.
-
-    Raises:
-        ShardError: the folder has no manifest, or its rows were not drawn from a mixture.
-    """
-    manifest = read_manifest(directory)
-    try:
-        centers = torch.tensor(manifest.settings["centers"], dtype=torch.float64)
-        return GaussianMixture(centers, float(manifest.settings["std"]))
-    except KeyError:
-        raise ShardError(f"{directory} holds {manifest.dataset}: rows that were not drawn from a mixture") from None
 
 
 def _check_count(name: str, value: int) -> None:

@@ -7,15 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.data.shards import (
-    Manifest,
-    ShardError,
-    Whitening,
-    find_split,
-    load_split,
-    read_manifest,
-    read_whitening,
-)
+from pipeline.data.manifest import Manifest, ShardError, find_split, read_manifest
+from pipeline.data.shards import load_split
+from pipeline.data.whitening import Whitening, read_whitening
 
 Scaling = Literal["manifest", "isotropic"]
 LABELS = "labels"

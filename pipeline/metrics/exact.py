@@ -184,8 +184,3 @@ def _log_partition_gaussian(rbm: RBM, beta: float) -> Tensor:
         - 0.5 * torch.linalg.slogdet(precision).logabsdet
         + beta * (0.5 * linear @ torch.linalg.solve(precision, linear) - constant)
     )
-
-
-def log_likelihood(rbm: RBM, data: Tensor) -> Tensor:
-    """Mean log p(v) over data rows [N, V] (scalar, nats); the L of Eq. 2."""
-    return -rbm.free_energy(data).mean() - log_partition(rbm)

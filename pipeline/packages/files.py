@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pipeline.data.shards import canonical_hash, file_hash
+from pipeline.files import canonical_hash, file_hash
 
 FORMAT_VERSION = 1
 CONFIG_NAME = "config.json"

@@ -14,14 +14,9 @@ import torch
 from torch import Tensor
 
 from pipeline.config import AutoencoderConfig, RBMConfig, RunConfig
-from pipeline.data.shards import Whitening
-from pipeline.models.autoencoder import (
-    NUM_FEATURES,
-    Autoencoder,
-    Precision,
-    decode_latents,
-    encode_pixels,
-)
+from pipeline.data.whitening import Whitening
+from pipeline.device.precision import Precision
+from pipeline.models.autoencoder import NUM_FEATURES, Autoencoder, decode_latents, encode_pixels
 from pipeline.models.rbm import RBM
 from pipeline.models.units import Gaussian
 from pipeline.packages.files import (

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.packages.models import Packaged, PackageError, verify_package
+from pipeline.packages.files import PackageError
+from pipeline.packages.models import Packaged, verify_package
 from pipeline.registry.mlflow_folder import model_files, open_model, package_folder
-from pipeline.registry.versions import ModelVersionInfo, RegistryError, asking, find_model, first_line, logged_model
-from pipeline.tracking.tracker import tracking_uri  # before mlflow: it sets what mlflow reads at its import
+from pipeline.registry.versions import ModelVersionInfo, RegistryError, asking, find_model, logged_model
+from pipeline.tracking.server import first_line, tracking_uri  # before mlflow: it sets what mlflow reads at its import
 
 # isort: split
 import mlflow.artifacts

@@ -16,7 +16,6 @@ import torch
 
 from pipeline.packages.files import CONFIG_NAME, PackageError, naming, read_config
 from pipeline.packages.models import Packaged, load_package, verify_package
-from pipeline.tracking.tracker import tracking_uri  # noqa: F401  before mlflow: it sets what mlflow reads at its import
 
 # isort: split
 from mlflow.models import Model

@@ -34,7 +34,7 @@ from pipeline.registry.versions import (
     model_name,
     version_info,
 )
-from pipeline.tracking.tracker import tracking_uri  # before mlflow: it sets what mlflow reads at its import
+from pipeline.tracking.server import tracking_uri
 
 # isort: split
 import mlflow.pyfunc

@@ -13,10 +13,9 @@ from datetime import UTC, datetime
 
 from pipeline.packages.files import KINDS, PackageError
 from pipeline.provenance import without_secrets
-from pipeline.tracking.tracker import (  # before mlflow: it sets what mlflow reads at its import
-    sqlite_file,
-    tracking_uri,
-)
+
+# before mlflow: it sets what mlflow reads at its import
+from pipeline.tracking.server import first_line, sqlite_file, tracking_uri
 
 # isort: split
 from mlflow import MlflowClient
@@ -26,7 +25,6 @@ from mlflow.exceptions import MlflowException
 
 CHAMPION, CANDIDATE = "champion", "candidate"
 WAYS = "NAME, NAME@ALIAS, NAME/NUMBER (each also after models:/), run:ID or runs:/ID/NAME"
-MAX_LINE = 240
 _PAGE = 1000
 
 
@@ -192,12 +190,6 @@ def version_info(version: ModelVersion, aliases: Mapping[str, str]) -> ModelVers
         created,
         version.description or "",
     )
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, for one of ours."""
-    line = next(iter(without_secrets(str(error)).strip().splitlines()), type(error).__name__)
-    return line if len(line) <= MAX_LINE else f"{line[:MAX_LINE]} ..."
 
 
 def _of_run(client: MlflowClient | None, run_id: str, name: str | None, tracking: str | None) -> ModelVersionInfo:

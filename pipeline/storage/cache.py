@@ -21,7 +21,8 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from pipeline.data.shards import MANIFEST_NAME, Manifest, ShardError, read_manifest
+from pipeline.data.manifest import MANIFEST_NAME, Manifest, ShardError, read_manifest
+from pipeline.files import parse_checksums
 from pipeline.storage.places import Absent, Item, Place, StorageError
 
 SUMS = "SHA256SUMS"
@@ -186,13 +187,11 @@ def _is_same(place: Place, folder: Path) -> bool:
 
 def _sums(place: Place) -> dict[str, str]:
     """Name -> sha256 of the place's SHA256SUMS."""
-    found = {}
-    for number, line in enumerate(place.read(SUMS).decode(errors="replace").splitlines(), 1):
-        sha256, _, name = line.strip().partition(" ")
-        if line.strip() and (len(sha256) != 64 or not name):
-            raise StorageError(f"{place.url}/{SUMS}, line {number}: not what sha256sum writes (hash, two spaces, name)")
-        found[name.lstrip(" *").removeprefix("./")] = sha256.lower()
-    return found
+    text = place.read(SUMS).decode(errors="replace")
+    try:
+        return parse_checksums(text, f"{place.url}/{SUMS}")
+    except ValueError as error:
+        raise StorageError(str(error)) from error
 
 
 def _make_room(fetched: Path, folder: Path, needed: int) -> None:

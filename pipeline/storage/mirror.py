@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from pipeline.data.shards import canonical_hash
+from pipeline.files import canonical_hash
 from pipeline.storage.places import CHUNK, Absent, Place, StorageError
 
 INDEX = "index.json"

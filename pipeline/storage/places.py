@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
-from pipeline.disk import FULL, naming_a_full_disk
+from pipeline.files import FULL, naming_a_full_disk
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem

@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from pipeline.data.shards import replace_file
+from pipeline.files import replacing
 
 
 @dataclass
@@ -131,5 +131,5 @@ class Spool:
 
 
 def _write(path: Path, text: str) -> None:
-    with replace_file(path) as file:
+    with replacing(path) as file:
         file.write(text.encode())

@@ -20,8 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from pipeline.data.shards import canonical_hash
-from pipeline.disk import naming_a_full_disk
+from pipeline.files import canonical_hash, file_hash, naming_a_full_disk, sync
 
 FORMAT_VERSION = 1
 _log = logging.getLogger(__name__)
@@ -65,15 +64,15 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], meta: d
             (temporary / "state.safetensors").write_bytes(content)
             (temporary / "meta.json").write_text(json.dumps(record, indent=1))
             for name in ("state.safetensors", "meta.json"):
-                _sync(temporary / name)
-            _sync(temporary)
+                sync(temporary / name)
+            sync(temporary)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     if final.exists():  # a rerun after a fallback to an older one: same step, same bits, or a damaged one
         _remove(final)
     temporary.rename(final)
-    _sync(folder)
+    sync(folder)
     for old in sorted(folder.glob("step_*"))[:-keep]:
         _remove(old)
     return final
@@ -120,7 +119,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         # those of earlier programs have no hash of their own
         if "hash" in meta and canonical_hash({k: v for k, v in meta.items() if k != "hash"}) != meta["hash"]:
             raise CheckpointError(f"checkpoint {path} is damaged: meta.json is not what its hash says")
-        found = _sha256(path / "state.safetensors")
+        found = file_hash(path / "state.safetensors")
         if found != meta["sha256"]:
             raise CheckpointError(
                 f"checkpoint {path} is damaged: sha256 is {found[:12]}, written was {meta['sha256'][:12]}"
@@ -139,16 +138,3 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(
             f"checkpoint {path} is incomplete or unreadable ({type(error).__name__}: {str(error)[:300]})"
         ) from error
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

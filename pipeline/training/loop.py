@@ -6,7 +6,6 @@ the loop knows nothing of trackers or clusters. Every worker iterates it; rows a
 
 import json
 import logging
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -20,8 +19,7 @@ import torch
 
 from pipeline.comm import Comm
 from pipeline.config import RunConfig, flatten
-from pipeline.data.shards import replace_file
-from pipeline.disk import naming_a_full_disk
+from pipeline.files import naming_a_full_disk, replacing
 from pipeline.training.checkpoint import Checkpoint, load_latest, save_checkpoint
 from pipeline.training.objective import NonFinite, Objective
 
@@ -220,7 +218,7 @@ def _evaluate(objective: Objective, folder: Path, step: int, comm: Comm) -> dict
     found = objective.evaluate(step)
     if comm.is_first and found.samples is not None:
         (folder / "samples").mkdir(parents=True, exist_ok=True)
-        with replace_file(folder / "samples" / f"step_{step:08d}.npy") as file:
+        with replacing(folder / "samples" / f"step_{step:08d}.npy") as file:
             np.save(file, found.samples.float().cpu().numpy())
     return found.metrics
 
@@ -251,10 +249,8 @@ def truncate_history(folder: Path, step: int) -> None:
     """Drop the rows after `step` updates: the resumed run writes them again."""
     folder.mkdir(parents=True, exist_ok=True)
     kept = [row for row in read_history(folder) if step > 0 and row["step"] <= step]
-    temporary = folder / ".metrics.jsonl.tmp"
-    with naming_a_full_disk(temporary):
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-    os.replace(temporary, folder / "metrics.jsonl")
+    with replacing(folder / "metrics.jsonl") as file:
+        file.writelines(json.dumps(row).encode() + b"\n" for row in kept)
 
 
 def pick_device() -> torch.device:

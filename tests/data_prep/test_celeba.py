@@ -17,15 +17,17 @@ from PIL import Image
 from data_prep.celeba import (
     CelebASource,
     PixelSettings,
-    crop_photograph,
     finish_pixels,
     open_celeba,
     pixels_up_to_date,
     plan_pixel_shards,
     write_pixel_shard,
 )
-from data_prep.manifest import BadImagesError
-from pipeline.data.shards import Manifest, file_hash, load_split, read_manifest
+from data_prep.images import crop_photograph
+from data_prep.tasks import BadImagesError
+from pipeline.data.manifest import Manifest, read_manifest
+from pipeline.data.shards import load_split
+from pipeline.files import file_hash
 
 SMALL = PixelSettings(rows_per_shard=7, max_bad_share=0.0)
 COUNTS = {"train": 16, "valid": 3, "test": 4}

@@ -11,35 +11,42 @@ import torch
 from torch import Tensor
 
 from data_prep.encode import (
+    Encode,
+    EncodedShardSpec,
     EncodeError,
-    LatentSettings,
-    finish_latents,
-    latents_up_to_date,
-    plan_latent_shards,
-    write_latent_shard,
+    Encoding,
+    encoded_up_to_date,
+    finish_encoded,
+    latent_encoding,
+    layer_encoding,
+    plan_encoded_shards,
+    write_encoded_shard,
 )
-from data_prep.manifest import measure_moments, merge_moments, write_manifest
-from pipeline.data.shards import (
-    Manifest,
-    ShardError,
-    SplitEntry,
-    load_latents,
-    load_split,
-    pixels_to_images,
-    read_manifest,
-    read_whitening,
-    write_shard,
-)
+from data_prep.tasks import measure_moments, merge_moments, read_sidecar
+from pipeline.data.manifest import Manifest, ShardError, SplitEntry, read_manifest, write_manifest
+from pipeline.data.shards import load_split, write_shard
+from pipeline.data.whitening import read_whitening
 
-SETTINGS = LatentSettings("autoencoder-3", num_features=6, batch_rows=50)
+LATENT_FINGERPRINT = "a880f0eab6f489df73250d0139a06bfe43252e6a6a3b899730e5c263ded2a29f"
 SIZES = {"train": (300, 0, 120), "valid": (40,), "test": ()}
 
 
-def encode(images: Tensor) -> Tensor:
+def encode(pixels: Tensor, _first: int) -> Tensor:
     """A linear encoder of 8x8 pictures with unequal scales and a constant last feature."""
-    assert images.dtype == torch.float32 and images.shape[1:] == (3, 8, 8) and 0 <= images.min() <= images.max() <= 1
+    assert pixels.dtype == torch.uint8 and pixels.shape[1:] == (8, 8, 3)
     weights = torch.linspace(-1, 1, 192 * 5).sin().reshape(192, 5) * torch.tensor([0.1, 1.0, 10.0, 1.0, 100.0])
-    return torch.cat([images.flatten(1) @ weights + 3, torch.full((len(images), 1), 0.7)], dim=1)
+    return torch.cat([pixels.flatten(1) / 255 @ weights + 3, torch.full((len(pixels), 1), 0.7)], dim=1)
+
+
+def load(_spec: EncodedShardSpec) -> Encode:
+    return encode
+
+
+def by(function: Encode, version: str = "autoencoder-3") -> Encoding:
+    return latent_encoding(version, 6, lambda _: function)
+
+
+ENCODING = latent_encoding("autoencoder-3", 6, load)
 
 
 @pytest.fixture
@@ -57,8 +64,8 @@ def pixels(tmp_path: Path) -> Path:
 
 
 def encode_all(pixels: Path, out: Path, order: Sequence[int] = (0, 1, 2, 3)) -> Manifest:
-    specs = plan_latent_shards(pixels, out, SETTINGS)
-    return finish_latents(pixels, out, specs, [write_latent_shard(specs[index], encode) for index in order])
+    specs = plan_encoded_shards(pixels, out, ENCODING)
+    return finish_encoded(pixels, out, specs, [write_encoded_shard(specs[index]) for index in order])
 
 
 def test_latents_are_the_encoder_of_the_pixels(pixels: Path, tmp_path: Path) -> None:
@@ -67,24 +74,17 @@ def test_latents_are_the_encoder_of_the_pixels(pixels: Path, tmp_path: Path) -> 
     assert manifest.source_hash == read_manifest(pixels).hash
     assert manifest.settings["encoder_version"] == "autoencoder-3"
     for split, sizes in SIZES.items():
-        latents = load_latents(tmp_path / "latents", split)
+        latents = load_split(tmp_path / "latents", split)
         assert manifest.splits[split].rows == len(latents) == sum(sizes)
         assert [shard.rows for shard in manifest.splits[split].shards] == list(sizes)
         if sizes:
-            expected = encode(pixels_to_images(load_split(pixels, split)))
+            expected = encode(load_split(pixels, split), 0)
             torch.testing.assert_close(latents, expected, rtol=1e-5, atol=1e-4)
-
-
-def test_channels_and_range_of_images() -> None:
-    pixels = torch.zeros(1, 2, 2, 3, dtype=torch.uint8)
-    pixels[0, 0, 1, 2] = 255
-    images = pixels_to_images(pixels)
-    assert images.shape == (1, 3, 2, 2) and images[0, 2, 0, 1] == 1 and images.sum() == 1
 
 
 def test_whitening_gives_mean_0_and_deviation_1(pixels: Path, tmp_path: Path) -> None:
     manifest = encode_all(pixels, tmp_path / "latents")
-    raw, whitening = load_latents(tmp_path / "latents", "train"), read_whitening(tmp_path / "latents")
+    raw, whitening = load_split(tmp_path / "latents", "train"), read_whitening(tmp_path / "latents")
     exact = raw.double()
     np.testing.assert_allclose(manifest.splits["train"].mean, exact.mean(0), rtol=1e-12)
     np.testing.assert_allclose(manifest.splits["train"].std, exact.std(0, unbiased=False), rtol=1e-10, atol=1e-12)
@@ -94,7 +94,7 @@ def test_whitening_gives_mean_0_and_deviation_1(pixels: Path, tmp_path: Path) ->
     assert (latents[:, :5].double().std(0, unbiased=False) - 1).abs().max() < 1e-5
     assert whitening.std[5] == 1 and latents[:, 5].abs().max() < 1e-6  # a constant feature stays silent
     torch.testing.assert_close(whitening.invert(latents), raw, rtol=1e-5, atol=1e-4)
-    valid = whitening.apply(load_latents(tmp_path / "latents", "valid"))  # by the train split's statistics
+    valid = whitening.apply(load_split(tmp_path / "latents", "valid"))  # by the train split's statistics
     assert valid[:, :5].mean(0).abs().max() > 1e-3
 
 
@@ -116,70 +116,103 @@ def test_moments_survive_a_mean_far_from_zero() -> None:
 def test_a_second_run_does_nothing_and_a_killed_one_continues(pixels: Path, tmp_path: Path) -> None:
     out, calls = tmp_path / "latents", []
 
-    def counted(images: Tensor) -> Tensor:
-        calls.append(len(images))
-        return encode(images)
+    def counted(rows: Tensor, first: int) -> Tensor:
+        calls.append((first, len(rows)))
+        assert torch.get_num_threads() == 1
+        return encode(rows, first)
 
-    specs = plan_latent_shards(pixels, out, SETTINGS)
-    assert pickle.loads(pickle.dumps(specs)) == specs
-    assert latents_up_to_date(pixels, out, SETTINGS) is None
-    write_latent_shard(specs[0], counted)
-    assert calls == [50] * 6  # batches of the settings, whatever runs the task
+    planned = plan_encoded_shards(pixels, out, ENCODING)
+    assert pickle.loads(pickle.dumps(planned)) == planned
+    specs = plan_encoded_shards(pixels, out, by(counted))
+    assert encoded_up_to_date(pixels, out, ENCODING) is None
+    write_encoded_shard(specs[0])
+    assert calls == [(0, 256), (256, 44)]  # batches and places of the shard, whatever runs the task
     (out / ".train-00002.tar.0123456789ab.tmp").write_bytes(b"killed here")
-    assert latents_up_to_date(pixels, out, SETTINGS) is None
-    manifest = finish_latents(pixels, out, specs, [write_latent_shard(spec, counted) for spec in specs])
-    assert calls == [50] * 6 + [50, 50, 20] + [40]
+    assert encoded_up_to_date(pixels, out, ENCODING) is None
+    manifest = finish_encoded(pixels, out, specs, [write_encoded_shard(spec) for spec in specs])
+    assert calls[2:] == [(300, 120), (0, 40)]
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
     assert not [path for path in before if path.suffix == ".tmp"]
-    assert latents_up_to_date(pixels, out, SETTINGS, verify=True) == manifest
-    assert [write_latent_shard(spec, counted).entry for spec in specs] == [
+    assert encoded_up_to_date(pixels, out, ENCODING, verify=True) == manifest
+    assert [write_encoded_shard(spec).entry for spec in specs] == [
         shard for split in manifest.splits.values() for shard in split.shards
     ]
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
-    assert len(calls) == 10
+    assert len(calls) == 4
 
 
 def test_another_encoder_or_other_pixels_are_encoded_again(pixels: Path, tmp_path: Path) -> None:
     out = tmp_path / "latents"
     manifest = encode_all(pixels, out)
-    assert latents_up_to_date(pixels, out, replace(SETTINGS, encoder_version="autoencoder-4")) is None
-    spec = plan_latent_shards(pixels, out, replace(SETTINGS, encoder_version="autoencoder-4"))[0]
-    assert write_latent_shard(spec, lambda images: 2 * encode(images)).entry != manifest.splits["train"].shards[0]
+    other = by(lambda rows, first: 2 * encode(rows, first), "autoencoder-4")
+    assert encoded_up_to_date(pixels, out, other) is None
+    spec = plan_encoded_shards(pixels, out, other)[0]
+    assert write_encoded_shard(spec).entry != manifest.splits["train"].shards[0]
     with pytest.raises(ShardError, match=r"train-00000\.tar has sha256"):  # the old manifest no longer fits
-        load_latents(out, "train")
+        load_split(out, "train")
     write_manifest(pixels, replace(read_manifest(pixels), source_hash="other photographs"))
-    assert latents_up_to_date(pixels, out, SETTINGS) is None
+    assert encoded_up_to_date(pixels, out, ENCODING) is None
     with pytest.raises(ShardError, match="changed since these shards were planned"):
-        write_latent_shard(replace(spec, out_dir=str(tmp_path / "new")), encode)
+        write_encoded_shard(replace(spec, out_dir=str(tmp_path / "new")))
     with pytest.raises(ShardError, match="changed since these shards were planned"):
-        finish_latents(pixels, out, [spec], [])
+        finish_encoded(pixels, out, [spec], [])
+
+
+def test_what_earlier_programs_encoded_is_found(pixels: Path, tmp_path: Path) -> None:
+    """Fingerprints and recorded settings are a file format: the first was written by an earlier program."""
+    encode_all(pixels, tmp_path / "latents")
+    assert read_sidecar(tmp_path / "latents", "train-00000.tar", LATENT_FINGERPRINT) is not None
+    assert ENCODING.settings == {
+        "encoder_version": "autoencoder-3",
+        "num_features": 6,
+        "batch_rows": 256,
+        "block_rows": 256,
+    }
+    layer = layer_encoding(1, "ab" * 32, 2, "sample", 7, "isotropic", lambda _: lambda rows, _first: rows[:, :2].abs())
+    write_manifest(tmp_path / "latents", replace(read_manifest(tmp_path / "latents"), source_hash="fixed"))
+    specs = plan_encoded_shards(tmp_path / "latents", tmp_path / "rows", layer)
+    manifest = finish_encoded(tmp_path / "latents", tmp_path / "rows", specs, [write_encoded_shard(s) for s in specs])
+    assert manifest.kind == "points" and not manifest.splits["train"].mean
+    assert manifest.settings == {
+        "layer": 1,
+        "parameters": "ab" * 32,
+        "num_hidden": 2,
+        "encoding": "sample",
+        "seed": 7,
+        "scaling": "isotropic",
+        "encoding_rows": 256,
+    }
 
 
 def test_a_damaged_pixel_shard_is_named_and_not_encoded(pixels: Path, tmp_path: Path) -> None:
-    spec = plan_latent_shards(pixels, tmp_path / "latents", SETTINGS)[0]
+    spec = plan_encoded_shards(pixels, tmp_path / "latents", ENCODING)[0]
     data = bytearray((pixels / "train-00000.tar").read_bytes())
     data[9000] ^= 1
     (pixels / "train-00000.tar").write_bytes(data)
     with pytest.raises(ShardError, match=r"train-00000\.tar has sha256"):
-        write_latent_shard(spec, encode)
+        write_encoded_shard(spec)
     assert not (tmp_path / "latents").exists()
 
 
 def test_encoders_that_go_wrong_are_named(pixels: Path, tmp_path: Path) -> None:
-    spec = plan_latent_shards(pixels, tmp_path / "latents", SETTINGS)[0]
-    with pytest.raises(EncodeError, match=r"autoencoder-3 gave latents \[50, 5\] for 50 images; expected \[50, 6\]"):
-        write_latent_shard(spec, lambda images: encode(images)[:, :5])
-    with pytest.raises(EncodeError, match="not finite for rows 0 to 49 of split train"):
-        write_latent_shard(spec, lambda images: encode(images) / 0)
+    def task(function: Encode) -> EncodedShardSpec:
+        return plan_encoded_shards(pixels, tmp_path / "latents", by(function))[0]
+
+    with pytest.raises(EncodeError, match=r"encoder autoencoder-3 gave \[256, 5\] for 256 rows; expected \[256, 6\]"):
+        write_encoded_shard(task(lambda rows, first: encode(rows, first)[:, :5]))
+    with pytest.raises(EncodeError, match="not finite for rows 256 to 299 of split train"):
+        write_encoded_shard(task(lambda rows, first: encode(rows, first) / (256 - first)))
+    assert not (tmp_path / "latents").exists()
 
 
 def test_folders_and_settings_that_make_no_sense(pixels: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot share the folder"):
-        plan_latent_shards(pixels, pixels, SETTINGS)
+        plan_encoded_shards(pixels, pixels, ENCODING)
     encode_all(pixels, tmp_path / "latents")
     with pytest.raises(ShardError, match="holds latents, not pixels"):
-        plan_latent_shards(tmp_path / "latents", tmp_path / "again", SETTINGS)
+        plan_encoded_shards(tmp_path / "latents", tmp_path / "again", ENCODING)
+    layer = layer_encoding(1, "0" * 64, 2, "mean", 0, "manifest", load)
+    with pytest.raises(ShardError, match="holds pixels, not latents or points"):
+        plan_encoded_shards(pixels, tmp_path / "again", layer)
     with pytest.raises(ValueError, match="encoder_version is empty"):
-        LatentSettings("")
-    with pytest.raises(ValueError, match="batch_rows is 0; it is at least 1"):
-        replace(SETTINGS, batch_rows=0)
+        latent_encoding("", 6, load)

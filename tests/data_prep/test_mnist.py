@@ -11,8 +11,10 @@ import torch
 
 from data_prep.mnist import CHECKSUMS, IDXError, check_files, read_checksums, read_idx, write_digits, write_mnist
 from jobs.prepare import main
+from pipeline.data.manifest import ShardError, read_manifest
 from pipeline.data.rows import load_labels, load_rows
-from pipeline.data.shards import ShardError, file_hash, load_split, read_manifest
+from pipeline.data.shards import load_split
+from pipeline.files import file_hash
 
 
 def idx(array: np.ndarray, magic: int | None = None) -> bytes:

@@ -10,22 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from data_prep.manifest import write_manifest
 from pipeline.data import shards
-from pipeline.data.shards import (
-    Manifest,
-    Problem,
-    ShardError,
-    SplitEntry,
-    iterate_rows,
-    load_latents,
-    load_split,
-    read_manifest,
-    read_whitening,
-    write_shard,
-)
+from pipeline.data.manifest import Manifest, Problem, ShardError, SplitEntry, read_manifest, write_manifest
+from pipeline.data.shards import iterate_split, load_split, write_shard
+from pipeline.data.whitening import read_whitening
+from pipeline.files import file_hash
 
 SIZES = (600, 0, 300, 256, 1)  # rows per shard: several blocks, an empty shard, whole blocks, a single row
 ROWS = sum(SIZES)
@@ -83,7 +73,7 @@ def test_a_failed_write_leaves_the_old_shard(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(shards.np, "save", fail)
     with pytest.raises(OSError, match="disk full"):
         write_shard(path, make_rows() + 1)
-    assert shards.file_hash(path) == entry.sha256 and len(list(tmp_path.iterdir())) == 1
+    assert file_hash(path) == entry.sha256 and len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_reader_keeps_the_shard_it_opened(tmp_path: Path) -> None:
@@ -111,11 +101,8 @@ def test_a_flipped_bit_is_named(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[3000] ^= 4
     path.write_bytes(data)
-    for read in (lambda: load_split(tmp_path, "train"), lambda: list(iterate_rows(tmp_path, "train", 0, 1, 64))):
-        with pytest.raises(
-            ShardError, match=r"train-00002\.tar has sha256 \w+, its manifest says \w+; delete it and run"
-        ):
-            read()
+    with pytest.raises(ShardError, match=r"train-00002\.tar has sha256 \w+, its manifest says \w+; delete it and run"):
+        load_split(tmp_path, "train")
 
 
 def test_missing_and_truncated_shards_are_named(tmp_path: Path) -> None:
@@ -216,42 +203,19 @@ def test_manifests_that_cannot_be_trusted_are_refused(tmp_path: Path) -> None:
         load_split(tmp_path, "dev")
 
 
-@pytest.mark.parametrize("batch_rows", [1, 7, 64, 128, 1000, 5000])
-def test_streaming_covers_every_row_once_in_equal_steps(batch_rows: int, tmp_path: Path) -> None:
-    write_set(tmp_path)
-    reference = list(iterate_rows(tmp_path, "train", 0, 1, batch_rows))
-    assert [len(batch) for batch in reference[:-1]] == [batch_rows] * (len(reference) - 1)
-    rows = np.concatenate(reference)
-    assert sorted(map(tuple, rows.tolist())) == sorted(map(tuple, make_rows().tolist()))
-    for world_size in (2, 3, 4, 5):
-        ranks = [list(iterate_rows(tmp_path, "train", rank, world_size, batch_rows)) for rank in range(world_size)]
-        assert {len(steps) for steps in ranks} == {-(-ROWS // batch_rows)}
-        assert {batch.shape[1:] for steps in ranks for batch in steps} == {(5,)}
-        for expected, *shares in zip(reference, *ranks):  # the global batch is the same, bit for bit
-            assert torch.equal(torch.cat(shares), expected)
-            # Lanes differ by a row; an uneven number of lanes per rank (12 over 5) differs by a lane.
-            spread = max(map(len, shares)) - min(map(len, shares))
-            assert spread <= 12 // world_size + (len(expected) // 12 + 1) * (12 % world_size > 0)
-
-
-def test_streaming_opens_only_what_a_rank_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_of_a_split_opens_only_the_shards_that_overlap_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_set(tmp_path, sizes=(256,) * 12)
     opened: list[str] = []
     check = shards.check_shard
     monkeypatch.setattr(shards, "check_shard", lambda *args: (opened.append(args[1].name), check(*args)))
-    list(iterate_rows(tmp_path, "train", 1, 4, 96))
+    found = np.concatenate(list(iterate_split(tmp_path, read_manifest(tmp_path), "train", 900, 1300, True)))
+    assert np.array_equal(found, make_rows(count=256 * 12)[900:1300])
     assert sorted(opened) == ["train-00003.tar", "train-00004.tar", "train-00005.tar"]
-
-
-@pytest.mark.parametrize(("rank", "world_size", "batch_rows"), [(2, 2, 8), (-1, 2, 8), (0, 13, 8), (0, 1, 0)])
-def test_streaming_refuses_what_it_cannot_divide(rank: int, world_size: int, batch_rows: int, tmp_path: Path) -> None:
-    write_set(tmp_path)
-    with pytest.raises(ValueError, match=r"rank < world_size <= lanes fails|at least 1 row"):
-        iterate_rows(tmp_path, "train", rank, world_size, batch_rows)
 
 
 def test_pixels_are_no_latents(tmp_path: Path) -> None:
     write_set(tmp_path, "pixels")
-    for read in (lambda: load_latents(tmp_path, "train"), lambda: read_whitening(tmp_path)):
-        with pytest.raises(ShardError, match="holds pixels, not latents"):
-            read()
+    with pytest.raises(ShardError, match="holds pixels, not latents"):
+        read_whitening(tmp_path)

@@ -4,7 +4,7 @@ import torch
 from small import small_rbm
 
 from pipeline.config import RunConfig
-from pipeline.data.shards import Whitening
+from pipeline.data.whitening import Whitening
 from pipeline.packages.models import PackagedBeam
 from pipeline.samplers.gibbs import ChainState
 from pipeline.samplers.protocols import WideStart

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import RBMConfig
-from pipeline.metrics.exact import layer_states
+from pipeline.metrics.exact import layer_states, log_partition
 from pipeline.models.rbm import RBM
 from pipeline.models.units import Gaussian, Units
 
@@ -27,6 +27,11 @@ def small_rbm(visible: str, hidden: str, seed: int = 0, centered: bool = False) 
             for layer in (rbm.visible, rbm.hidden):
                 layer.offset.copy_(0.3 * torch.randn(layer.offset.shape, generator=generator, dtype=torch.float64))
     return rbm
+
+
+def log_likelihood(rbm: RBM, data: Tensor) -> Tensor:
+    """Mean log p(v) over data rows [N, V] (scalar, nats); the L of Eq. 2."""
+    return -rbm.free_energy(data).mean() - log_partition(rbm)
 
 
 def axis_states(units: Units, points: int = 181, half_width: float = 18.0) -> tuple[Tensor, float]:

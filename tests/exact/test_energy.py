@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from small import PAIRINGS, axis_states, joint_table, small_rbm
+from small import PAIRINGS, axis_states, joint_table, log_likelihood, small_rbm
 
 from pipeline.config import RBMConfig
-from pipeline.metrics.exact import layer_states, log_likelihood, log_partition
+from pipeline.metrics.exact import layer_states, log_partition
 from pipeline.models.rbm import RBM
 from pipeline.models.units import Gaussian
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from small import PAIRINGS, axis_states, joint_table, small_rbm
+from small import PAIRINGS, axis_states, joint_table, log_likelihood, small_rbm
 
 from pipeline.learning.weights import data_weights, particle_weights
-from pipeline.metrics.exact import layer_states, log_likelihood
+from pipeline.metrics.exact import layer_states
 from pipeline.models.rbm import RBM, Hidden
 from pipeline.models.units import Gaussian
 from pipeline.training import block as blocks

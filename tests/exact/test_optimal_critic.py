@@ -4,15 +4,10 @@ import math
 
 import pytest
 import torch
+from optimal_critic import discriminator_divergence, optimal_log_probability, optimal_score, rbm_log_density
 from small import axis_states, small_rbm
 
 from pipeline.config import RBMConfig, ScoreConfig
-from pipeline.critics.optimal import (
-    discriminator_divergence,
-    optimal_log_probability,
-    optimal_score,
-    rbm_log_density,
-)
 from pipeline.data.mixtures import GaussianMixture
 from pipeline.models.rbm import RBM
 

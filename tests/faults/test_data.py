@@ -11,13 +11,14 @@ import pytest
 from groups import GroupFailure, run_group
 from small_runs import assert_same_bits, final, job_in, run_job, run_until, small
 
-from data_prep.manifest import measure_moments, merge_moments, write_manifest
+from data_prep.tasks import measure_moments, merge_moments
 from jobs.train_job import load_job_rows
 from pipeline.comm import Comm
 from pipeline.config import ConfigError, DataConfig, RunConfig
 from pipeline.data import shards
-from pipeline.data.shards import Manifest, ShardError, SplitEntry, load_split, write_shard
-from pipeline.data.sound import load_sound_rows
+from pipeline.data.manifest import Manifest, ShardError, SplitEntry, write_manifest
+from pipeline.data.shards import load_split, write_shard
+from pipeline.data.undamaged import load_undamaged_rows
 from pipeline.training.checkpoint import load_latest
 
 SIZES = (70, 31, 0, 99)  # unequal shards, one without rows
@@ -70,10 +71,10 @@ def test_a_damaged_shard_stops_a_run_or_is_left_out_whole(how: str, tmp_path: Pa
     whole = load_split(tmp_path / "d", "train").numpy()
     damage(tmp_path / "d" / "train-00001.tar", how)
     with pytest.raises(ShardError, match=r"train-00001\.tar"):
-        load_sound_rows(tmp_path / "d", "train", 0.0)
+        load_undamaged_rows(tmp_path / "d", "train", 0.0)
     with pytest.raises(ShardError, match=r"31 of 200 rows of split 'train' are damaged, more than .*train-00001\.tar"):
-        load_sound_rows(tmp_path / "d", "train", 0.15)
-    found = load_sound_rows(tmp_path / "d", "train", 0.155)
+        load_undamaged_rows(tmp_path / "d", "train", 0.15)
+    found = load_undamaged_rows(tmp_path / "d", "train", 0.155)
     assert found.skipped == tuple(range(70, 101)) and "train-00001.tar" in caplog.text
     np.testing.assert_array_equal(found.rows.numpy(), np.delete(whole, range(70, 101), 0))
 
@@ -81,8 +82,8 @@ def test_a_damaged_shard_stops_a_run_or_is_left_out_whole(how: str, tmp_path: Pa
 def test_rows_that_are_not_finite_are_left_out_one_by_one(tmp_path: Path, caplog) -> None:
     write_uneven(tmp_path / "d", poison=(3, 100, 199))
     with pytest.raises(ShardError, match=r"train-00000\.tar, block 000000\.npy has values that are not finite"):
-        load_sound_rows(tmp_path / "d", "train", 0.0)
-    found = load_sound_rows(tmp_path / "d", "train", 0.02)
+        load_undamaged_rows(tmp_path / "d", "train", 0.0)
+    found = load_undamaged_rows(tmp_path / "d", "train", 0.02)
     assert found.skipped == (3, 100, 199) and len(found.rows) == 197
     assert bool(found.rows.isfinite().all()) and "3 of 200 rows of split 'train' are damaged" in caplog.text
 
@@ -92,7 +93,7 @@ def test_a_split_with_nothing_left_and_a_share_out_of_range_are_refused(tmp_path
     for file in (tmp_path / "d").glob("train-*.tar"):
         file.unlink()
     with pytest.raises(ShardError, match="200 of 200 rows"):
-        load_sound_rows(tmp_path / "d", "train", 0.99)
+        load_undamaged_rows(tmp_path / "d", "train", 0.99)
     for share in (-0.1, 1.0):
         with pytest.raises(ConfigError, match=r"data\.max_skipped_share"):
             DataConfig(max_skipped_share=share)

@@ -13,8 +13,8 @@ import torch
 from latents import write_latents
 from small_runs import ENVIRONMENT, assert_same_bits, final, job_in, run_job, small
 
-from pipeline.data.shards import file_hash, write_shard
-from pipeline.disk import DiskFull
+from pipeline.data.shards import write_shard
+from pipeline.files import DiskFull, file_hash
 from pipeline.training.checkpoint import load_latest, save_checkpoint
 
 

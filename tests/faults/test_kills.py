@@ -23,7 +23,9 @@ from small_runs import ENVIRONMENT, assert_same_bits, final, job_in, run_job, sm
 from jobs import train_on_ray
 from jobs.train_job import TrainJob, run_training, run_worker
 from pipeline.comm import Comm
-from pipeline.data.shards import file_hash, read_manifest, write_shard
+from pipeline.data.manifest import read_manifest
+from pipeline.data.shards import write_shard
+from pipeline.files import file_hash
 from pipeline.training.checkpoint import load_checkpoint, load_latest, save_checkpoint
 from pipeline.training.loop import StopRequest, read_history
 
@@ -122,8 +124,10 @@ for i in range(1, 10**6):
     print(i, flush=True)
 """,
     "shard and manifest": """
-from data_prep.manifest import write_manifest
-from pipeline.data.shards import Manifest, SplitEntry, write_shard
+from pipeline.data.manifest import write_manifest
+from pipeline.data.shards import write_shard
+from pipeline.data.manifest import Manifest
+from pipeline.data.manifest import SplitEntry
 for i in range(1, 10**6):
     entry = write_shard(folder / "train-00000.tar", np.full((20_000, 8), i, np.float32))
     split = SplitEntry(20_000, (entry,), (float(i),) * 8, (1.0,) * 8)

@@ -17,14 +17,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.celeba import MAX_PHOTOGRAPH_BYTES, crop_photograph, open_celeba, plan_pixel_shards, write_pixel_shard
-from data_prep.manifest import write_manifest
+from data_prep.celeba import open_celeba, plan_pixel_shards, write_pixel_shard
+from data_prep.images import MAX_PHOTOGRAPH_BYTES, crop_photograph
 from jobs.handed_in import read_photographs, read_rows
 from jobs.recipes import recipe
 from jobs.run_lock import FolderInUse, locked, run_folder
 from jobs.train import main as train
 from pipeline.config import ConfigError
-from pipeline.data.shards import Manifest, SplitEntry, load_split, write_shard
+from pipeline.data.manifest import Manifest, SplitEntry, write_manifest
+from pipeline.data.shards import load_split, write_shard
 
 LIST = "a.jpg 0\nb.jpg 1\nc.jpg 2\n"
 TOO_MANY = [(50_000, 50_000), (65_000, 65_000), (9_000, 9_000)]

@@ -23,26 +23,19 @@ from mutations import NOT_JSON, altered, damaged, fuzz
 from PIL import Image
 from safetensors.torch import save_file
 
-from data_prep.celeba import crop_photograph, open_celeba, plan_pixel_shards, write_pixel_shard
-from data_prep.manifest import write_manifest
+from data_prep.celeba import open_celeba, plan_pixel_shards, write_pixel_shard
+from data_prep.images import crop_photograph
 from data_prep.mnist import IDXError, read_checksums, read_idx
 from jobs.handed_in import read_rows
 from jobs.recipes import recipe
 from jobs.report_runs import Missing, ReportError, find_run
 from jobs.stages import Stages
 from pipeline.config import ConfigError, RunConfig, chosen_settings
-from pipeline.data.shards import (
-    Manifest,
-    ShardError,
-    SplitEntry,
-    canonical_hash,
-    file_hash,
-    iterate_rows,
-    load_split,
-    read_manifest,
-    write_shard,
-)
-from pipeline.packages.models import PackagedBeam, PackageError, load_package
+from pipeline.data.manifest import Manifest, ShardError, SplitEntry, read_manifest, write_manifest
+from pipeline.data.shards import load_split, write_shard
+from pipeline.files import canonical_hash, file_hash
+from pipeline.packages.files import PackageError
+from pipeline.packages.models import PackagedBeam, load_package
 from pipeline.training.checkpoint import CheckpointError, load_checkpoint, load_latest, save_checkpoint
 from pipeline.training.loop import read_history
 
@@ -144,8 +137,6 @@ def write_points(folder: Path) -> dict[str, Any]:
 def read_everything(folder: Path) -> None:
     for split in read_manifest(folder).splits:
         load_split(folder, split)
-    for _ in iterate_rows(folder, "train", 0, 2, 7):
-        pass
 
 
 @fuzz

@@ -10,7 +10,7 @@ import torch
 from mlflow_server import Relay, Server
 
 from pipeline.config import AutoencoderConfig, RBMConfig, RunConfig
-from pipeline.data.shards import Whitening
+from pipeline.data.whitening import Whitening
 from pipeline.models.autoencoder import Autoencoder
 from pipeline.models.rbm import RBM
 from pipeline.packages.models import PackagedAutoencoder, PackagedBeam

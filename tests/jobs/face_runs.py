@@ -5,10 +5,11 @@ from pathlib import Path
 
 import torch
 
-from data_prep.encode import LatentSettings, finish_latents, plan_latent_shards, write_latent_shard
-from data_prep.manifest import write_manifest
+from data_prep.encode import finish_encoded, latent_encoding, plan_encoded_shards, write_encoded_shard
 from jobs.train import main as train
-from pipeline.data.shards import Manifest, SplitEntry, write_shard
+from pipeline.data.manifest import Manifest, SplitEntry, write_manifest
+from pipeline.data.shards import write_shard
+from pipeline.models.autoencoder import from_pixels
 from pipeline.packages.models import PackagedAutoencoder
 from pipeline.streams import stream
 
@@ -36,9 +37,10 @@ def write_faces(cache: Path, autoencoder: PackagedAutoencoder, seed: int = 0) ->
     shutil.rmtree(package, ignore_errors=True)
     package.parent.mkdir(exist_ok=True)
     (cache / "package").rename(package)
-    specs = plan_latent_shards(pixels, latents, LatentSettings(f"synthetic-faces-autoencoder/{content[:12]}"))
-    with torch.no_grad():
-        finish_latents(pixels, latents, specs, [write_latent_shard(spec, autoencoder.model.encode) for spec in specs])
+    name = f"synthetic-faces-autoencoder/{content[:12]}"
+    encoding = latent_encoding(name, 1024, lambda _: lambda rows, _first: autoencoder.model.encode(from_pixels(rows)))
+    specs = plan_encoded_shards(pixels, latents, encoding)
+    finish_encoded(pixels, latents, specs, [write_encoded_shard(spec) for spec in specs])
     return latents
 
 

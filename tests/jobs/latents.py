@@ -4,8 +4,9 @@ from pathlib import Path
 
 import torch
 
-from data_prep.manifest import measure_moments, merge_moments, write_manifest
-from pipeline.data.shards import Manifest, SplitEntry, write_shard
+from data_prep.tasks import measure_moments, merge_moments
+from pipeline.data.manifest import Manifest, SplitEntry, write_manifest
+from pipeline.data.shards import write_shard
 from pipeline.streams import stream
 
 

@@ -18,7 +18,9 @@ import torch
 from data_prep.samples import SPLIT, Model, SampleSettings
 from jobs.generate import find_beam, generate, main
 from pipeline.config import RBMConfig, RunConfig
-from pipeline.data.shards import ShardError, Whitening, load_split, read_manifest, read_whitening
+from pipeline.data.manifest import ShardError, read_manifest
+from pipeline.data.shards import load_split
+from pipeline.data.whitening import Whitening, read_whitening
 from pipeline.models.rbm import RBM
 from pipeline.packages.models import PackagedAutoencoder, PackagedBeam
 from pipeline.samplers.gibbs import ChainState

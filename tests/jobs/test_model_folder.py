@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from registering import BEAM, register, start_run
 
-from pipeline.data.shards import canonical_hash
-from pipeline.packages.models import PackagedBeam, PackageError, verify_package
+from pipeline.files import canonical_hash
+from pipeline.packages.files import PackageError
+from pipeline.packages.models import PackagedBeam, verify_package
 from pipeline.registry.fetch import fetch_model, load_model, pull_model, verify_model
 from pipeline.registry.versions import RegistryError
 

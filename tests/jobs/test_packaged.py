@@ -9,8 +9,9 @@ import pytest
 import torch
 from point_models import point_model
 
-from pipeline.data.shards import canonical_hash
-from pipeline.packages.models import PackagedAutoencoder, PackagedBeam, PackageError, load_package, verify_package
+from pipeline.files import canonical_hash
+from pipeline.packages.files import PackageError
+from pipeline.packages.models import PackagedAutoencoder, PackagedBeam, load_package, verify_package
 from pipeline.samplers.protocols import DRIVEN, FRESH, Protocol, draw_samples
 
 FILES = ("autoencoder.safetensors", "chains.safetensors", "rbm.safetensors", "statistics.safetensors")

@@ -20,7 +20,8 @@ from jobs.report_page import Note, Section, clean, render
 from jobs.report_runs import Missing, find_run
 from jobs.report_tables import ending, environment
 from pipeline import pictures
-from pipeline.data.shards import load_split, read_manifest
+from pipeline.data.manifest import read_manifest
+from pipeline.data.shards import load_split
 from pipeline.packages.models import PackagedAutoencoder
 
 POINTS = (

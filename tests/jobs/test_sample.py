@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from PIL import Image
 from point_models import point_model
 
-from data_prep.celeba import crop_photograph
+from data_prep.images import crop_photograph
 from jobs.sample import main
 from pipeline.packages.models import PackagedAutoencoder, PackagedBeam
 from pipeline.registry.promotion import promote_if_better

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_prep.manifest import write_manifest
 from jobs.stack import main, parse_layer_settings
 from jobs.stack_layers import read_layer
 from pipeline.config import ConfigError
+from pipeline.data.manifest import Manifest, SplitEntry, read_manifest, write_manifest
 from pipeline.data.rows import load_rows
-from pipeline.data.shards import Manifest, SplitEntry, load_split, read_manifest, write_shard
+from pipeline.data.shards import load_split, write_shard
 from pipeline.models.stack import RBMStack, encode, parameters_hash, transpose
 from pipeline.streams import stream
 from pipeline.training.checkpoint import load_latest

@@ -17,7 +17,7 @@ from jobs.tracked import start_tracker
 from jobs.train import main
 from jobs.train_job import TrainJob, run_training
 from pipeline.config import RunConfig
-from pipeline.tracking.tracker import TrackingError
+from pipeline.tracking.server import TrackingError
 
 HEAVY = ("torch", "numpy", "mlflow", "ray", "sklearn", "matplotlib", "pandas", "scipy")
 """Packages that take more than a tenth of a second to import."""

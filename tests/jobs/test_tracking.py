@@ -15,7 +15,9 @@ from mlflow.entities import Run
 import pipeline.tracking.tracker as tracking_module
 from pipeline.config import RunConfig
 from pipeline.provenance import environment_tags, project_root, without_secrets
-from pipeline.tracking.tracker import Tracker, TrackingError, deliver, tracking_uri
+from pipeline.tracking.delivery import deliver
+from pipeline.tracking.server import TrackingError, tracking_uri
+from pipeline.tracking.tracker import Tracker
 
 TAGS = {"dataset": "synthetic-faces", "data_hash": "abc"}
 HOUR = 3600.0

@@ -24,7 +24,9 @@ from jobs.recipes import recipe
 from jobs.tracked import add_history, deliver_left, start_tracker
 from jobs.train import main
 from jobs.train_job import TrainJob, describe_folder, train_local
-from pipeline.tracking.tracker import Tracker, TrackingError, deliver, is_away, is_refused
+from pipeline.tracking.delivery import deliver
+from pipeline.tracking.server import TrackingError, is_away, is_refused
+from pipeline.tracking.tracker import Tracker
 from pipeline.training.checkpoint import load_latest
 from pipeline.training.loop import read_history
 

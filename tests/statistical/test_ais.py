@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 from laws import seeded
-from small import PAIRINGS, small_rbm
+from small import PAIRINGS, log_likelihood, small_rbm
 
 from pipeline.config import RBMConfig
-from pipeline.metrics.exact import exact_samples, log_likelihood, log_partition
+from pipeline.metrics.exact import exact_samples, log_partition
 from pipeline.metrics.likelihood import estimate_log_likelihood, estimate_log_partition
 from pipeline.models.rbm import RBM
 from pipeline.samplers import ais

@@ -9,6 +9,7 @@ import math
 
 import pytest
 import torch
+from optimal_critic import optimal_score
 from torch import Tensor
 
 from pipeline.comm import Comm
@@ -18,7 +19,6 @@ from pipeline.critics.forest import ForestCritic
 from pipeline.critics.memory import Memory
 from pipeline.critics.neighbors import NeighborCritic
 from pipeline.critics.network import NetworkCritic
-from pipeline.critics.optimal import optimal_score
 from pipeline.critics.search import search_torch
 from pipeline.data.mixtures import GaussianMixture
 

@@ -104,6 +104,13 @@ def test_pixels_survive_the_round_trip_and_are_clamped() -> None:
     assert to_pixels(torch.tensor([-0.2, 1.3]).view(2, 1, 1, 1).expand(2, 3, 64, 64))[:, 0, 0, 0].tolist() == [0, 255]
 
 
+def test_channels_and_range_of_images() -> None:
+    pixels = torch.zeros(1, 64, 64, 3, dtype=torch.uint8)
+    pixels[0, 0, 1, 2] = 255
+    images = from_pixels(pixels)
+    assert images[0, 2, 0, 1] == 1 and images.sum() == 1
+
+
 @pytest.mark.parametrize("pixels", [torch.zeros(2, 64, 64, 3), torch.zeros(2, 3, 64, 64, dtype=torch.uint8)])
 def test_other_pixels_are_refused(pixels: Tensor) -> None:
     with pytest.raises(ValueError, match=r"must be torch.uint8 \[n, 64, 64, 3\]"):

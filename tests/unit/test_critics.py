@@ -232,7 +232,8 @@ import sys
 sys.modules["faiss"] = None  # what an import finds when the package is not there
 from pipeline.comm import Comm
 from pipeline.config import CriticConfig
-from pipeline.critics.neighbors import MissingFaiss, choose_backend
+from pipeline.critics.neighbors import choose_backend
+from pipeline.critics.faiss_search import MissingFaiss
 assert choose_backend(CriticConfig(), 7, 31, 3, Comm()) == "torch"
 try:
     choose_backend(CriticConfig(search="faiss"), 7, 31, 3, Comm())

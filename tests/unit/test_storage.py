@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep.manifest import write_manifest
-from pipeline.data.shards import Manifest, SplitEntry, file_hash, read_manifest, write_shard
+from pipeline.data.manifest import Manifest, SplitEntry, read_manifest, write_manifest
+from pipeline.data.shards import write_shard
+from pipeline.files import file_hash
 from pipeline.storage.cache import fetch, store_shards
 from pipeline.storage.mirror import Mirror, pull, read_index
 from pipeline.storage.places import Absent, Place, StorageError, is_url
@@ -194,7 +195,7 @@ def test_a_damaged_or_hostile_index_is_refused(place: Place, tmp_path: Path) -> 
         place.write("index.json", bad)
         with pytest.raises(StorageError, match=r"index\.json is damaged"):
             pull(place, tmp_path / "other")
-    from pipeline.data.shards import canonical_hash
+    from pipeline.files import canonical_hash
 
     for name in ("../x", "/x", "a/../../x"):
         values = {"version": 1, "files": {name: [1, "0" * 64]}}

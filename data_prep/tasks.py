@@ -14,22 +14,22 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.shards import (
+from pipeline.data.manifest import (
     MANIFEST_NAME,
     Manifest,
     Problem,
     ShardEntry,
     ShardError,
     SplitEntry,
-    check_shard,
     read_manifest,
-    replace_file,
+    write_manifest,
 )
+from pipeline.data.shards import check_shard
+from pipeline.files import write_json
 
 SPLITS = ("train", "valid", "test")
 _OWN_FILE = re.compile(rf"({'|'.join(SPLITS)})-\d{{5}}\.tar(\.json)?")
 _LEFTOVER = re.compile(rf"\.({_OWN_FILE.pattern}|{re.escape(MANIFEST_NAME)})\.[0-9a-f]{{12}}\.tmp")
-_NUMBERS = re.compile(r"\[\n[^\[\]{}\"]*\]")  # a raw line break occurs in no JSON string
 
 
 class BadImagesError(ValueError):
@@ -59,19 +59,6 @@ class ShardResult:
 def shard_name(split: str, index: int) -> str:
     """Returns the file name of a shard."""
     return f"{split}-{index:05d}.tar"
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Writes `values` atomically as JSON for people: indented, but a list of numbers on one line."""
-    text = json.dumps(values, indent=1, sort_keys=True)
-    text = _NUMBERS.sub(lambda match: " ".join(match.group().split()), text)
-    with replace_file(path) as file:
-        file.write(text.encode() + b"\n")
-
-
-def write_manifest(directory: Path, manifest: Manifest) -> None:
-    """Writes manifest.json atomically, with its hash."""
-    write_json(Path(directory) / MANIFEST_NAME, {**manifest.to_dict(), "hash": manifest.hash})
 
 
 def write_sidecar(directory: Path, fingerprint: str, result: ShardResult) -> None:

@@ -1,4 +1,4 @@
-"""The optimal critic where both densities are known (Eq. 6), to compare critics with: for analysis, not a setting of a run."""
+"""The optimal critic where both densities are known (Eq. 6), to compare critics with."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The sound rows of a split: damaged ones are left out, named and counted, up to a share that the run's settings allow.
+"""The undamaged rows of a split: damaged ones are left out, named and counted, up to a share that the settings allow.
 
 What is left out depends on the files alone, so workers that see the same files keep the same rows and make equal steps.
 """
@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.data.shards import ShardError, find_split, iterate_blocks, load_split, read_manifest
+from pipeline.data.manifest import ShardError, find_split, read_manifest
+from pipeline.data.shards import iterate_blocks, load_split
 
 _log = logging.getLogger(__name__)
 
 
-class SoundRows(NamedTuple):
+class UndamagedRows(NamedTuple):
     """Rows of a split without the damaged ones."""
 
     rows: Tensor
@@ -31,7 +32,7 @@ class SoundRows(NamedTuple):
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 2
 
 
-def load_sound_rows(directory: str | Path, split: str, max_share: float) -> SoundRows:
+def load_undamaged_rows(directory: str | Path, split: str, max_share: float) -> UndamagedRows:
     """All rows of a split (`load_split`) but the damaged ones, if these are at most `max_share` of it.
 
     Left out are shards that are missing or not what the manifest says, whole (which of their rows are right cannot be
@@ -46,7 +47,7 @@ def load_sound_rows(directory: str | Path, split: str, max_share: float) -> Soun
         ShardError: the first damage when `max_share` is 0, else the share found and all that was wrong.
     """
     if max_share == 0:
-        return SoundRows(load_split(directory, split), ())
+        return UndamagedRows(load_split(directory, split), ())
     manifest = read_manifest(directory)
     total = find_split(manifest, split).rows
     kept: list[np.ndarray] = []
@@ -79,4 +80,4 @@ def load_sound_rows(directory: str | Path, split: str, max_share: float) -> Soun
     if skipped:
         _log.warning("%d of %d rows of split %r are damaged and left out", len(skipped), total, split)
     rows = np.concatenate([np.empty((0, *manifest.row_shape), kept[0].dtype if kept else np.float32), *kept])
-    return SoundRows(torch.from_numpy(rows), tuple(skipped))
+    return UndamagedRows(torch.from_numpy(rows), tuple(skipped))
