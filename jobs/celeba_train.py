@@ -18,26 +18,28 @@ from typing import Any
 
 from data_prep.celeba import open_celeba
 from jobs.chain import Chain, Stopped
-from jobs.evaluate import FACE_SAMPLES, SEEDS, TABLE_KEYS, TEST_ROWS, Scene, as_text, compare
 from jobs.face_pictures import make_pictures
 from jobs.ray_session import ray_session
 from jobs.recipes import AUTOENCODER_OF, recipe
 from jobs.registry_wait import as_command, wait_seconds
-from jobs.run_lock import locked, run_folder
-from jobs.stages import Stages
 from jobs.storage import add_storage, local_input, local_path, path_or_url, stored
-from jobs.tracked import deliver_left, start_tracker
-from jobs.train_job import TrainingFailed, total_updates
+from jobs.train_job import TrainingFailed
 from pipeline.config import ConfigError, RBMConfig, RunConfig, flatten, parse_settings
 from pipeline.data.manifest import Manifest
 from pipeline.data.rows import load_rows, read_scaling
 from pipeline.device.precision import choose_precision
+from pipeline.evaluation.scene import TEST_ROWS, Scene
+from pipeline.evaluation.scores import FACE_SAMPLES, SEEDS, TABLE_KEYS, as_text, compare
 from pipeline.files import write_json
 from pipeline.packages.models import PackagedBeam
 from pipeline.registry.card import DRIVEN_MEANS, Measured, measured, model_card
 from pipeline.registry.promotion import promote_if_better, set_candidate
 from pipeline.registry.register import register_beam
 from pipeline.registry.versions import find_model
+from pipeline.runs.job import total_updates
+from pipeline.runs.lock import locked, run_folder
+from pipeline.runs.stages import Stages
+from pipeline.runs.tracked import deliver_left, start_tracker
 from pipeline.samplers.protocols import WideStart
 from pipeline.training.checkpoint import load_latest
 from pipeline.training.loop import pick_device

@@ -8,19 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-
 from data_prep.celeba import CelebASource, PixelSettings, open_celeba, pixels_up_to_date
 from data_prep.encode import encoded_up_to_date
 from data_prep.synthetic_faces import draw_dataset
 from jobs.prepare import encoding_by, prepare_latents, prepare_pixels
 from jobs.recipes import TOYS
 from jobs.registry_wait import when_there
-from jobs.run_lock import locked
-from jobs.stages import Stages
 from jobs.storage import fetch_shards_to, store_output
-from jobs.tracked import add_history, start_tracker
-from jobs.train_job import Outcome, TrainJob, check_folder, run_training, total_updates
+from jobs.train_job import run_training
 from pipeline.config import Phase, RunConfig, flatten
 from pipeline.data.manifest import Manifest, read_manifest
 from pipeline.device.precision import choose_precision
@@ -32,10 +27,15 @@ from pipeline.registry.fetch import fetch_model
 from pipeline.registry.promotion import promote_if_better, set_candidate
 from pipeline.registry.register import register_autoencoder
 from pipeline.registry.versions import ModelVersionInfo, RegistryError, find_model, model_name
-from pipeline.samplers.build import read_trained
+from pipeline.runs.job import Outcome, TrainJob, check_folder, total_updates
+from pipeline.runs.lock import locked
+from pipeline.runs.stages import Stages
+from pipeline.runs.tracked import add_history, start_tracker
+from pipeline.runs.trained import read_beam
 from pipeline.samplers.gibbs import ChainState
 from pipeline.tracking.server import is_away
-from pipeline.training.checkpoint import Checkpoint, load_latest, save_checkpoint
+from pipeline.training.checkpoint import load_latest, save_checkpoint
+from pipeline.training.objective import part_of
 
 FACES = {"faces_quick": 4000, "faces_toy": 500}
 """Stand-in faces that a recipe draws when no CelebA is given; 4 000 for any other."""
@@ -286,11 +286,6 @@ class Chain:
         return read_beam(found, self.config)
 
 
-def read_beam(found: Checkpoint, config: RunConfig) -> tuple[RBM, ChainState]:
-    """The RBM of a BEAM's checkpoint and its chains that are samples, [num_chains, .]: none of their hotter replicas."""
-    return read_trained(found.tensors, config)
-
-
 def is_registered(name: str, outputs: dict[str, Any]) -> bool:
     """True when the version of a stage's record is (still) in the registry, with the same content.
 
@@ -303,8 +298,3 @@ def is_registered(name: str, outputs: dict[str, Any]) -> bool:
         if is_away(error):
             raise
         return False
-
-
-def part_of(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    """The tensors whose names begin with `prefix`, without it."""
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

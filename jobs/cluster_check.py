@@ -30,7 +30,7 @@ from jobs.preflight import (
     check_workers,
 )
 from jobs.ray_session import ray_session
-from jobs.tracked import EXPERIMENT
+from pipeline.runs.tracked import EXPERIMENT
 
 SECONDS = 300.0
 """For one question to one node; listing 200 000 photographs on a network file system takes a while."""

@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 
-from jobs.evaluate import SEEDS, Scene
 from pipeline.data.shards import load_split
+from pipeline.evaluation.scene import Scene
+from pipeline.evaluation.scores import SEEDS
 from pipeline.metrics.images import sample_full_gaussian, sample_principal_gaussian
 from pipeline.models.rbm import RBM
 from pipeline.pictures import compare_grids, image_grid, reconstruction_rows, training_curves

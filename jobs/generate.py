@@ -32,12 +32,12 @@ from data_prep.samples import (
 from data_prep.tasks import ShardResult, find_finished
 from jobs.prepare import MAX_RETRIES
 from jobs.ray_session import interruptible, ray_session
-from jobs.run_lock import locked
-from jobs.summary import as_table, write_summary
 from pipeline.data.manifest import Manifest
 from pipeline.packages.inputs import SAMPLE_DEFAULTS
 from pipeline.registry.fetch import fetch_model
 from pipeline.registry.versions import RegistryError
+from pipeline.runs.lock import locked
+from pipeline.runs.summary import as_table, write_summary
 
 
 class TaskLost(RuntimeError):

@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jobs.summary import as_table
 from pipeline.config import flatten
 from pipeline.packages.models import PackagedBeam
 from pipeline.provenance import without_secrets
@@ -23,6 +22,7 @@ from pipeline.registry.mlflow_folder import CARD_NAME
 from pipeline.registry.promotion import Change, champion_history, promote, promote_if_better, rollback
 from pipeline.registry.scores import larger_spread, not_comparable, read_number
 from pipeline.registry.versions import CHAMPION, ModelVersionInfo, find_model, list_versions
+from pipeline.runs.summary import as_table
 from pipeline.tracking.server import tracking_uri
 
 _VARIANTS = ("fresh_", "sample_")

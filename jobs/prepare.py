@@ -41,13 +41,13 @@ from data_prep.mnist import CHECKSUMS, DIGITS, read_checksums, write_digits, wri
 from data_prep.tasks import ShardResult
 from jobs.ray_session import ray_session
 from jobs.storage import local_input, local_output, local_path, path_or_url, store_output
-from jobs.summary import as_table, write_summary
 from pipeline.data.manifest import Manifest
 from pipeline.data.mixtures import MIXTURES, GaussianMixture, make_mixture, moved
 from pipeline.device.precision import computing_in
 from pipeline.models.autoencoder import NUM_FEATURES, from_pixels
 from pipeline.packages.models import PackagedAutoencoder, load_package
 from pipeline.registry.fetch import FetchedModel, fetch_model
+from pipeline.runs.summary import as_table, write_summary
 from pipeline.training.loop import pick_device
 
 MAX_RETRIES = 3

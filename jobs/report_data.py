@@ -13,22 +13,24 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from jobs.chain import part_of, read_beam
-from jobs.evaluate import SEEDS, TEST_ROWS, Scene
 from jobs.report_runs import Missing, Training
 from pipeline.config import AutoencoderConfig, RBMConfig
 from pipeline.data.manifest import MANIFEST_NAME, Manifest, ShardError, read_manifest
 from pipeline.data.rows import load_rows, read_scaling
 from pipeline.data.shards import iterate_split
 from pipeline.device.precision import choose_precision
+from pipeline.evaluation.scene import TEST_ROWS, Scene
+from pipeline.evaluation.scores import SEEDS
 from pipeline.models.autoencoder import NUM_FEATURES, Autoencoder
 from pipeline.models.rbm import RBM
 from pipeline.packages.files import PackageError
 from pipeline.packages.models import PackagedAutoencoder, load_package
 from pipeline.registry.fetch import fetch_model
 from pipeline.registry.versions import find_version
+from pipeline.runs.trained import read_beam
 from pipeline.samplers.protocols import DRIVEN, Samples, WideStart, draw_samples
 from pipeline.training.checkpoint import Checkpoint, load_latest
+from pipeline.training.objective import part_of
 
 
 @dataclass

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jobs.evaluate import MEMORIZATION_ROWS, SEEDS
 from jobs.face_pictures import PANELS
 from jobs.report_data import Material, read_rows
 from jobs.report_page import Block, Gallery, Heading, Note, Picture, Slider, photographs, plot
@@ -19,6 +18,7 @@ from jobs.report_runs import STAND_IN, Missing, Training
 from pipeline.critics.search import search_torch
 from pipeline.data.manifest import ShardError
 from pipeline.data.shards import load_split
+from pipeline.evaluation.scores import MEMORIZATION_ROWS, SEEDS
 from pipeline.metrics.images import memorization_ratio, project
 from pipeline.models.gan import rows_to_pixels
 from pipeline.pictures import image_grid, point_density, reconstruction_rows, training_curves

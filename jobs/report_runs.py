@@ -11,9 +11,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from jobs.train_job import total_updates
 from pipeline.config import ConfigError, RunConfig
 from pipeline.data.manifest import Manifest
+from pipeline.runs.job import total_updates
 from pipeline.training.loop import read_history
 
 STAND_IN = "synthetic-faces"

@@ -5,12 +5,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jobs.evaluate import TABLE_KEYS
 from jobs.recipes import RECIPES
 from jobs.report_page import Block, Folded, Note, Table
 from jobs.report_runs import STAND_IN, Missing, Run, Training
 from pipeline.config import RunConfig, flatten
 from pipeline.data.manifest import Manifest
+from pipeline.evaluation.scores import TABLE_KEYS
 from pipeline.tracking.server import TrackingError
 from pipeline.tracking.tracker import run_tags
 

@@ -30,21 +30,18 @@ from data_prep.encode import (
     write_encoded_shard,
 )
 from jobs.chain import Stopped
-from jobs.evaluate import TABLE_KEYS, as_text
 from jobs.prepare import run_tasks
 from jobs.ray_session import ray_session
 from jobs.recipes import recipe
 from jobs.registry_wait import as_command
-from jobs.run_lock import locked, run_folder
 from jobs.stack_layers import Layer, is_whole, load_layer, read_bottom, read_layer, start_tied
-from jobs.stack_scores import SceneOf, draw_pictures, score_stack
-from jobs.stages import Stages
-from jobs.summary import write_summary
-from jobs.tracked import add_history, deliver_left, start_tracker
-from jobs.train_job import TrainingFailed, TrainJob, check_folder, run_training, total_updates
+from jobs.stack_pictures import draw_pictures
+from jobs.train_job import TrainingFailed, run_training
 from pipeline.config import ConfigError, RBMConfig, RunConfig, parse_settings
 from pipeline.data.manifest import read_manifest
 from pipeline.data.rows import load_rows
+from pipeline.evaluation.scores import TABLE_KEYS, as_text
+from pipeline.evaluation.stack import SceneOf, score_stack
 from pipeline.models.stack import (
     DEFAULT_ENCODING,
     Encoding,
@@ -52,6 +49,11 @@ from pipeline.models.stack import (
     check_fit,
     parameters_hash,
 )
+from pipeline.runs.job import TrainJob, check_folder, total_updates
+from pipeline.runs.lock import locked, run_folder
+from pipeline.runs.stages import Stages
+from pipeline.runs.summary import write_summary
+from pipeline.runs.tracked import add_history, deliver_left, start_tracker
 from pipeline.samplers.protocols import WideStart
 from pipeline.training.objective import NonFinite
 

@@ -6,14 +6,14 @@ from typing import NamedTuple
 import torch
 
 from data_prep.encode import Encode, EncodedShardSpec
-from jobs.chain import read_beam
-from jobs.train_job import TrainJob, make_objective, total_updates
 from pipeline.comm import Comm
 from pipeline.config import ConfigError, RBMConfig, RunConfig
 from pipeline.data.manifest import Manifest
 from pipeline.data.rows import read_scaling
 from pipeline.models.rbm import RBM
 from pipeline.models.stack import encode_rows, parameters_hash, transpose
+from pipeline.runs.job import TrainJob, make_objective, total_updates
+from pipeline.runs.trained import read_beam
 from pipeline.training.checkpoint import load_latest, save_checkpoint
 from pipeline.training.loop import pick_device
 

@@ -11,20 +11,23 @@ from typing import Any
 
 from data_prep.celeba import open_celeba
 from data_prep.mixtures import draw_mixture
-from jobs.chain import Chain, is_registered, read_beam
-from jobs.evaluate import SEEDS, PointScene, Scene, open_scene
+from jobs.chain import Chain, is_registered
 from jobs.ray_session import interruptible, ray_session
 from jobs.recipes import AUTOENCODER_OF, MIXTURE_OF, TOYS, recipe
 from jobs.registry_wait import when_there
 from jobs.spaces import as_text
-from jobs.stages import Stages
-from jobs.train_job import TrainingFailed, total_updates
+from jobs.train_job import TrainingFailed
 from jobs.trial import Segment, SweepPlan
 from pipeline.config import RBMConfig, RunConfig
 from pipeline.data.manifest import Manifest
 from pipeline.data.rows import read_scaling
+from pipeline.evaluation.scene import PointScene, Scene, open_scene
+from pipeline.evaluation.scores import SEEDS
 from pipeline.files import write_json
 from pipeline.packages.models import PackagedBeam
+from pipeline.runs.job import total_updates
+from pipeline.runs.stages import Stages
+from pipeline.runs.trained import read_beam
 from pipeline.samplers.protocols import WideStart
 from pipeline.tracking.tracker import Tracker
 from pipeline.training.checkpoint import load_latest

@@ -17,10 +17,10 @@ from typing import Any
 from ray import tune
 from tqdm import tqdm
 
-from jobs.tracked import tracker_at
 from jobs.trial import Segment, SweepPlan
 from pipeline.config import flatten
 from pipeline.provenance import without_secrets
+from pipeline.runs.tracked import tracker_at
 from pipeline.tracking.tracker import Tracker
 from pipeline.training.loop import read_history
 

@@ -8,15 +8,16 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution
 
-from jobs.chain import read_beam
-from jobs.evaluate import SEEDS, PointScene, Scene, score_model
 from jobs.search import own_values
 from jobs.spaces import is_log
 from jobs.sweep_progress import TrialRecord, read_trials
 from jobs.trial import Segment, SweepPlan, folder_of, seeded
 from pipeline.config import RBMConfig, RunConfig
+from pipeline.evaluation.scene import PointScene, Scene
+from pipeline.evaluation.scores import SEEDS, score_model
 from pipeline.importance import setting_importances, usable_trials
 from pipeline.pictures import image_grid
+from pipeline.runs.trained import read_beam
 from pipeline.samplers.protocols import DRIVEN, WideStart, draw_samples
 from pipeline.sweep_pictures import (
     final_comparison,

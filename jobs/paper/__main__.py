@@ -22,10 +22,10 @@ from jobs.paper.experiments import Experiment, Plan, read_record, run_experiment
 from jobs.paper.page import write_markdown, write_page
 from jobs.paper.units import UnitFailed, start_pool
 from jobs.ray_session import interruptible
-from jobs.run_lock import locked
 from pipeline.data.manifest import ShardError
 from pipeline.metrics.inception import find_inception
 from pipeline.provenance import project_root
+from pipeline.runs.lock import locked
 
 EXPERIMENTS: tuple[Experiment, ...] = (
     divergences.EXPERIMENT,

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jobs.chain import read_beam
 from jobs.paper.training import read_generator, read_measured, train_in
 from jobs.recipes import recipe
 from pipeline.comm import Comm
@@ -39,6 +38,7 @@ from pipeline.metrics.images import precision_recall, sample_full_gaussian
 from pipeline.metrics.likelihood import estimate_log_likelihood, estimate_log_partition
 from pipeline.models.gan import generate
 from pipeline.models.rbm import RBM
+from pipeline.runs.trained import read_beam
 from pipeline.samplers.driven import DrivenGibbs, GammaProcess, plain_gibbs
 from pipeline.samplers.gibbs import ChainState
 from pipeline.samplers.protocols import DRIVEN, FRESH, WideStart, draw_samples

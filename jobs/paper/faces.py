@@ -19,8 +19,6 @@ import numpy as np
 from torch import Tensor
 
 from jobs import stack
-from jobs.chain import read_beam
-from jobs.evaluate import Scene, baselines, detected_faces, open_scene, score_draws, score_model, score_samples
 from jobs.paper.experiments import Experiment, Finding, Plan, Table
 from jobs.paper.training import mean_and_spread, read_generator, train_in
 from jobs.paper.units import Stopped, Unit
@@ -29,11 +27,15 @@ from pipeline.comm import Comm
 from pipeline.config import GANConfig, RBMConfig
 from pipeline.data.manifest import read_manifest
 from pipeline.data.shards import load_split
+from pipeline.evaluation.baselines import baselines
+from pipeline.evaluation.scene import Scene, open_scene
+from pipeline.evaluation.scores import detected_faces, score_draws, score_model, score_samples
 from pipeline.metrics.image_scores import BOOTSTRAP, GAUSSIAN, bootstrap, score_images
 from pipeline.metrics.inception import NOT_COMPUTED, fid, find_inception
 from pipeline.models.autoencoder import to_pixels
 from pipeline.models.gan import generate
 from pipeline.pictures import image_grid, reconstruction_rows
+from pipeline.runs.trained import read_beam
 from pipeline.samplers.protocols import DRIVEN, WideStart, draw_samples
 from pipeline.streams import stream
 from pipeline.training.loop import read_history

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from data_prep.mixtures import draw_mixture
-from jobs.chain import read_beam
 from jobs.paper.experiments import PROTOCOLS, Experiment, Finding, Plan, Table
 from jobs.paper.records import protocol_of
 from jobs.paper.training import read_curve, read_generator, train_in
@@ -33,6 +32,7 @@ from pipeline.metrics.coverage import exact_kl, mode_coverage
 from pipeline.metrics.divergences import knn_kl
 from pipeline.models.gan import generate
 from pipeline.paper_pictures import divergence_curves, sample_panels
+from pipeline.runs.trained import read_beam
 from pipeline.samplers.driven import DrivenGibbs, GammaProcess
 from pipeline.samplers.protocols import DRIVEN, FRESH, Protocol, WideStart, draw_samples
 from pipeline.streams import stream

@@ -6,15 +6,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.chain import part_of
 from jobs.paper.units import Stopped, stop_wanted
-from jobs.train_job import TrainJob, run_worker
 from pipeline.comm import Comm
 from pipeline.config import GANConfig, RunConfig
 from pipeline.data.manifest import read_manifest
 from pipeline.models.gan import Gan, Generator
+from pipeline.runs.job import TrainJob, run_worker
 from pipeline.training.checkpoint import Checkpoint, load_latest, save_checkpoint
 from pipeline.training.loop import StopRequest, pick_device, read_history
+from pipeline.training.objective import part_of
 
 Measure = Callable[[Checkpoint], dict[str, Any]]
 

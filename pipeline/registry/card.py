@@ -16,7 +16,7 @@ RECONSTRUCTION = "reconstruction of held-out rows"
 STAND_IN = "synthetic-faces"
 
 _VARIANTS = {"fresh_": "fresh protocol, E[v|h]", "sample_": "driven protocol, v with its noise"}
-"""Prefixes of the metrics that jobs/evaluate.py measures otherwise, on its first seed alone."""
+"""Prefixes of the metrics that pipeline/evaluation/scores.py measures otherwise, on its first seed alone."""
 _KINDS = {
     "beam": "a BEAM: a restricted Boltzmann machine trained by likelihood and against a critic (`critic.*` below)",
     "autoencoder": "a convolutional autoencoder between pixels uint8 [64, 64, 3] and 1024 features",
@@ -41,7 +41,7 @@ def measured(
     num_seeds: int | None = None,
     protocol: str = DRIVEN_MEANS,
 ) -> dict[str, Measured]:
-    """Flat metrics as jobs/evaluate.py writes them, each with what is behind it.
+    """Flat metrics as pipeline/evaluation/scores.py writes them, each with what is behind it.
 
     `<metric>_spread` becomes the spread of <metric>; `fresh_*` and `sample_*` get their own protocols and one seed.
     """

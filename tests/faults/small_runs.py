@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from jobs.train_job import TrainJob, run_worker
 from pipeline.comm import Comm
 from pipeline.config import (
     CheckpointConfig,
@@ -22,6 +21,7 @@ from pipeline.config import (
     SamplerConfig,
     Schedules,
 )
+from pipeline.runs.job import TrainJob, run_worker
 from pipeline.training.checkpoint import load_latest
 from pipeline.training.loop import StopRequest
 

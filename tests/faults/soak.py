@@ -40,9 +40,9 @@ def watch(place: Path, updates: int, tracking: bool) -> list[dict[str, float]]:
     from latents import write_latents
     from small_runs import job_in, small
 
-    from jobs.train_job import describe_folder, run_worker
     from pipeline.comm import Comm
     from pipeline.config import CheckpointConfig, EvaluationConfig
+    from pipeline.runs.job import describe_folder, run_worker
     from pipeline.training.loop import StopRequest
 
     manifest = write_latents(place / "data")
@@ -55,7 +55,7 @@ def watch(place: Path, updates: int, tracking: bool) -> list[dict[str, float]]:
     describe_folder(job, 1)
     tracker: Any = None
     if tracking:
-        from jobs.tracked import StartingTracker
+        from pipeline.runs.tracked import StartingTracker
 
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{place / 'mlflow.db'}"
         tracker = StartingTracker(place / "run", config, manifest.dataset, manifest.hash)

@@ -12,13 +12,13 @@ from groups import GroupFailure, run_group
 from small_runs import assert_same_bits, final, job_in, run_job, run_until, small
 
 from data_prep.tasks import measure_moments, merge_moments
-from jobs.train_job import load_job_rows
 from pipeline.comm import Comm
 from pipeline.config import ConfigError, DataConfig, RunConfig
 from pipeline.data import shards
 from pipeline.data.manifest import Manifest, ShardError, SplitEntry, write_manifest
 from pipeline.data.shards import load_split, write_shard
 from pipeline.data.undamaged import load_undamaged_rows
+from pipeline.runs.job import load_job_rows
 from pipeline.training.checkpoint import load_latest
 
 SIZES = (70, 31, 0, 99)  # unequal shards, one without rows

@@ -10,10 +10,10 @@ from latents import write_latents
 from small_runs import assert_same_bits, final, job_in, run_job, run_until, small
 from test_beam_invariance import rows_for, tiny
 
-from jobs.train_job import TrainJob, make_objective
 from pipeline.build import build_beam
 from pipeline.comm import Comm
 from pipeline.config import ConfigError, DivergenceConfig, PowerLaw, RunConfig
+from pipeline.runs.job import TrainJob, make_objective
 from pipeline.training.beam import BeamObjective
 from pipeline.training.checkpoint import load_latest
 from pipeline.training.loop import StopRequest, read_history, train

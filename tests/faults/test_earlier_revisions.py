@@ -17,13 +17,13 @@ from torch import Tensor
 from jobs.celeba_train import main
 from jobs.stack import main as train_stack
 from jobs.stack_layers import read_layer
-from jobs.train_job import JobRows, TrainJob, make_objective
 from pipeline.comm import Comm
 from pipeline.config import RunConfig
 from pipeline.models.stack import RBMStack, encode
 from pipeline.packages.models import PackagedBeam
 from pipeline.registry.fetch import fetch_model, load_model, pull_model, verify_model
 from pipeline.registry.versions import find_model, list_versions
+from pipeline.runs.job import JobRows, TrainJob, make_objective
 from pipeline.training.checkpoint import load_latest
 from pipeline.training.loop import StopRequest, read_history, train
 from pipeline.training.objective import Objective

@@ -15,7 +15,8 @@ from latents import write_latents
 from small_runs import assert_same_bits, final, job_in, run_job, small
 
 from jobs import train_on_ray
-from jobs.train_job import Outcome, run_training
+from jobs.train_job import run_training
+from pipeline.runs.job import Outcome
 from pipeline.training.loop import read_history
 
 LONGEST_WAIT = 150.0

@@ -21,11 +21,12 @@ from latents import write_latents
 from small_runs import ENVIRONMENT, assert_same_bits, final, job_in, run_job, small
 
 from jobs import train_on_ray
-from jobs.train_job import TrainJob, run_training, run_worker
+from jobs.train_job import run_training
 from pipeline.comm import Comm
 from pipeline.data.manifest import read_manifest
 from pipeline.data.shards import write_shard
 from pipeline.files import file_hash
+from pipeline.runs.job import TrainJob, run_worker
 from pipeline.training.checkpoint import load_checkpoint, load_latest, save_checkpoint
 from pipeline.training.loop import StopRequest, read_history
 

@@ -21,11 +21,11 @@ from data_prep.celeba import open_celeba, plan_pixel_shards, write_pixel_shard
 from data_prep.images import MAX_PHOTOGRAPH_BYTES, crop_photograph
 from jobs.handed_in import read_photographs, read_rows
 from jobs.recipes import recipe
-from jobs.run_lock import FolderInUse, locked, run_folder
 from jobs.train import main as train
 from pipeline.config import ConfigError
 from pipeline.data.manifest import Manifest, SplitEntry, write_manifest
 from pipeline.data.shards import load_split, write_shard
+from pipeline.runs.lock import FolderInUse, locked, run_folder
 
 LIST = "a.jpg 0\nb.jpg 1\nc.jpg 2\n"
 TOO_MANY = [(50_000, 50_000), (65_000, 65_000), (9_000, 9_000)]
@@ -247,7 +247,7 @@ def test_unicode_blanks_and_read_only_data(tmp_path: Path) -> None:
 def test_two_runs_of_one_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = points(tmp_path / "data")
     hold = (
-        "import sys, pathlib\nfrom jobs.run_lock import locked\n"
+        "import sys, pathlib\nfrom pipeline.runs.lock import locked\n"
         "with locked(pathlib.Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()"
     )
     folder = run_folder(tmp_path / "runs", "one")

@@ -29,13 +29,13 @@ from data_prep.mnist import IDXError, read_checksums, read_idx
 from jobs.handed_in import read_rows
 from jobs.recipes import recipe
 from jobs.report_runs import Missing, ReportError, find_run
-from jobs.stages import Stages
 from pipeline.config import ConfigError, RunConfig, chosen_settings
 from pipeline.data.manifest import Manifest, ShardError, SplitEntry, read_manifest, write_manifest
 from pipeline.data.shards import load_split, write_shard
 from pipeline.files import canonical_hash, file_hash
 from pipeline.packages.files import PackageError
 from pipeline.packages.models import PackagedBeam, load_package
+from pipeline.runs.stages import Stages
 from pipeline.training.checkpoint import CheckpointError, load_checkpoint, load_latest, save_checkpoint
 from pipeline.training.loop import read_history
 

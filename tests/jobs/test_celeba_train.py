@@ -3,7 +3,7 @@
 import pytest
 
 from jobs.celeba_train import main
-from jobs.stages import Stages
+from pipeline.runs.stages import Stages
 
 NAMES = ("first", "second", "third")
 

@@ -6,8 +6,8 @@ import sys
 import time
 from pathlib import Path
 
-from jobs.memory import PeakMemory, resident_bytes
-from jobs.stages import Stages
+from pipeline.runs.memory import PeakMemory, resident_bytes
+from pipeline.runs.stages import Stages
 
 SIZE = 200 * 2**20
 

@@ -13,12 +13,12 @@ import pytest
 from latents import write_latents
 
 from jobs import celeba_train, train
-from jobs.run_lock import FolderInUse, locked
+from pipeline.runs.lock import FolderInUse, locked
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from jobs.run_lock import locked
+from pipeline.runs.lock import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)

@@ -13,10 +13,11 @@ from mlflow import MlflowClient
 
 from jobs import tracked
 from jobs.recipes import recipe
-from jobs.tracked import start_tracker
 from jobs.train import main
-from jobs.train_job import TrainJob, run_training
+from jobs.train_job import run_training
 from pipeline.config import RunConfig
+from pipeline.runs.job import TrainJob
+from pipeline.runs.tracked import start_tracker
 from pipeline.tracking.server import TrackingError
 
 HEAVY = ("torch", "numpy", "mlflow", "ray", "sklearn", "matplotlib", "pandas", "scipy")

@@ -15,7 +15,6 @@ from jobs.spaces import space_of
 from jobs.sweep import variants_of
 from jobs.sweep_progress import keep_known, read_trials
 from jobs.sweep_result import best_of, judge, pareto_front, score_variants, trial_table
-from jobs.train_job import TrainJob, describe_folder, train_local
 from jobs.trial import (
     CLAIM,
     Segment,
@@ -31,6 +30,7 @@ from jobs.trial import (
 )
 from jobs.tune import main, parse_objectives, refuse_another_sweep
 from pipeline.config import ConfigError, RunConfig
+from pipeline.runs.job import TrainJob, describe_folder, train_local
 from pipeline.training.checkpoint import load_latest
 from pipeline.training.loop import read_history
 
@@ -219,8 +219,8 @@ def test_better_means_by_more_than_the_spread_between_training_seeds(winner: flo
 
 
 def test_mean_and_spread_are_over_training_seeds(plan: SweepPlan, tmp_path: Path) -> None:
-    from jobs.evaluate import PointScene
     from pipeline.data.rows import load_rows
+    from pipeline.evaluation.scene import PointScene
     from pipeline.metrics.images import fit_principal_space
 
     train_rows, test = load_rows(tmp_path / "data", "train"), load_rows(tmp_path / "data", "test")

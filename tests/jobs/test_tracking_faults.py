@@ -21,9 +21,9 @@ from mlflow.protos.databricks_pb2 import BAD_REQUEST
 from mlflow_server import Relay, Server
 
 from jobs.recipes import recipe
-from jobs.tracked import add_history, deliver_left, start_tracker
 from jobs.train import main
-from jobs.train_job import TrainJob, describe_folder, train_local
+from pipeline.runs.job import TrainJob, describe_folder, train_local
+from pipeline.runs.tracked import add_history, deliver_left, start_tracker
 from pipeline.tracking.delivery import deliver
 from pipeline.tracking.server import TrackingError, is_away, is_refused
 from pipeline.tracking.tracker import Tracker
@@ -225,7 +225,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from jobs.recipes import recipe
-from jobs.tracked import start_tracker
+from pipeline.runs.tracked import start_tracker
 folder = Path(sys.argv[1])
 tracker = start_tracker(folder, recipe("celeba_beam", {"model.num_hidden": "11"}), "synthetic-faces", "abc", must_answer=True)
 for step in range(60):

@@ -14,7 +14,7 @@ import torch
 from latents import write_latents
 
 from jobs.train import main
-from jobs.train_job import TrainJob, run_training
+from jobs.train_job import run_training
 from pipeline.config import (
     CheckpointConfig,
     CriticConfig,
@@ -27,6 +27,7 @@ from pipeline.config import (
     SamplerConfig,
     Schedules,
 )
+from pipeline.runs.job import TrainJob
 from pipeline.training.checkpoint import load_latest
 
 SETTINGS = [

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import jobs.celeba_train
 import jobs.sweep
-from jobs.stages import Stages
 from pipeline.registry.mlflow_folder import LOADER
+from pipeline.runs.stages import Stages
 from pipeline.samplers.protocols import DRIVEN, FRESH
 from pipeline.streams import stream_seed
 

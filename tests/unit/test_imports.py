@@ -53,6 +53,8 @@ _ROOMS: dict[str, tuple[str, ...]] = {
     "tracking": (*_BASE, "provenance"),
     "packages": (*_MODELS, "data", "samplers"),
     "registry": (*_BASE, "provenance", "packages", "tracking", "storage"),
+    "evaluation": (*_MATHEMATICS, "packages", "registry"),
+    "runs": (*_MATHEMATICS, "training", "build", "tracking"),
 }
 """A room of pipeline/, from the ground up -> the rooms below it from which it may import."""
 MAY_IMPORT: dict[str, tuple[str, ...]] = {

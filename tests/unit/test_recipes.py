@@ -3,8 +3,8 @@
 import pytest
 
 from jobs.recipes import AUTOENCODER_OF, RECIPES, recipe
-from jobs.train_job import total_updates
 from pipeline.config import AutoencoderConfig, ConfigError, RBMConfig, RunConfig
+from pipeline.runs.job import total_updates
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -7,17 +7,17 @@ import torch
 
 from data_prep.mixtures import draw_mixture
 from data_prep.tasks import Moments, finish, merge_moments, shard_name
-from jobs.evaluate import PointScene, Scene, open_scene
 from jobs.recipes import recipe
-from jobs.train_job import TrainJob, make_objective
 from pipeline.comm import Comm
 from pipeline.config import AutoencoderConfig, ConfigError, RunConfig
 from pipeline.data.manifest import Manifest, ShardError, SplitEntry
 from pipeline.data.mixtures import moved, ring
 from pipeline.data.rows import load_rows, read_scaling
 from pipeline.data.shards import load_split, write_shard
+from pipeline.evaluation.scene import PointScene, Scene, open_scene
 from pipeline.models.autoencoder import Autoencoder
 from pipeline.packages.models import PackagedAutoencoder, PackagedBeam
+from pipeline.runs.job import TrainJob, make_objective
 from pipeline.samplers.gibbs import ChainState
 from pipeline.samplers.protocols import WideStart
 from pipeline.streams import stream

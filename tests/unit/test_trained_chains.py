@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from jobs.chain import read_beam
 from pipeline.build import build_beam
 from pipeline.comm import Comm
 from pipeline.config import Phase, RBMConfig, RunConfig, SamplerConfig, Schedules
 from pipeline.data.whitening import Whitening
 from pipeline.packages.models import PackagedBeam, load_package
+from pipeline.runs.trained import read_beam
 from pipeline.samplers.gibbs import ChainState
 from pipeline.samplers.protocols import WideStart
 from pipeline.streams import stream

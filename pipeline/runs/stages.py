@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jobs.memory import PeakMemory
 from pipeline.files import canonical_hash, write_json
+from pipeline.runs.memory import PeakMemory
 
 _log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ class StageReport(NamedTuple):
     seconds: float
     skipped: bool
     peak_bytes: int | None = None
-    """Most resident memory of this process and its descendants (jobs/memory.py); None for a skipped stage."""
+    """Most resident memory of this process and its descendants (pipeline/runs/memory.py); None for a skipped stage."""
 
     def to_dict(self) -> dict[str, Any]:
         """As it stands in summary.json: seconds, skipped, and megabytes (1e6 bytes) of memory at the peak."""

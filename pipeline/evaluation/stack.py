@@ -1,23 +1,15 @@
-"""Scores and pictures of a deep stack, at every depth, beside what its bottom could reach with a perfect prior."""
+"""Scores of a deep stack, at every depth, beside what its bottom could reach with a perfect prior."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from jobs.evaluate import (
-    FACE_SAMPLES,
-    SEEDS,
-    PointScene,
-    Scene,
-    detected_faces,
-    open_scene,
-    score_draws,
-)
 from pipeline.config import EvaluationConfig
 from pipeline.data.rows import Scaling
+from pipeline.evaluation.scene import PointScene, Scene, open_scene
+from pipeline.evaluation.scores import FACE_SAMPLES, SEEDS, detected_faces, score_draws
 from pipeline.models.stack import Encoding, RBMStack, encode
-from pipeline.pictures import compare_grids
 from pipeline.samplers.protocols import DRIVEN, Samples, WideStart
 from pipeline.samplers.stack import descend_blocks, draw_stack_samples
 from pipeline.streams import stream
@@ -87,21 +79,3 @@ def score_stack(
 
         table["encoded and back"] = dict(score_draws(scene, back, evaluation.num_neighbors))
     return table
-
-
-def draw_pictures(
-    stack: RBMStack, starts: list[WideStart], where: SceneOf, encoding: Encoding, path: Path, dataset: str
-) -> dict[str, Any]:
-    """Write a grid of 36 faces per depth, and of 36 training faces encoded and back, with the seed of the scores."""
-    scene = where.open()
-    assert isinstance(scene, Scene)
-    grids = {
-        name: scene.pixels(draw_stack_samples(cut, start, DRIVEN, 36, SEEDS[0]).visible_mean)
-        for name, (cut, start) in depths(stack, starts).items()
-    }
-    if len(stack) > 1:
-        back = encoded_and_back(stack, scene, encoding, SEEDS[0]).visible_mean[:36]
-        grids["training faces, encoded and back"] = scene.pixels(back)
-    title = "Deep stack: driven 100 + 5 sweeps in the top, passes down, E[v|h] decoded"
-    compare_grids(grids, path, suptitle=title, dataset=dataset)
-    return {"samples": str(path)}
