@@ -10,7 +10,8 @@ from pipeline.evaluation.scene import Scene
 from pipeline.evaluation.scores import SEEDS
 from pipeline.metrics.images import sample_full_gaussian, sample_principal_gaussian
 from pipeline.models.rbm import RBM
-from pipeline.pictures import compare_grids, image_grid, reconstruction_rows, training_curves
+from pipeline.pictures.curves import training_curves
+from pipeline.pictures.grids import compare_grids, image_grid, reconstruction_rows
 from pipeline.samplers.protocols import DRIVEN, FRESH, WideStart, draw_samples
 from pipeline.streams import stream
 

@@ -7,7 +7,7 @@ from pipeline.evaluation.scene import Scene
 from pipeline.evaluation.scores import SEEDS
 from pipeline.evaluation.stack import SceneOf, depths, encoded_and_back
 from pipeline.models.stack import Encoding, RBMStack
-from pipeline.pictures import compare_grids
+from pipeline.pictures.grids import compare_grids
 from pipeline.samplers.protocols import DRIVEN, WideStart
 from pipeline.samplers.stack import draw_stack_samples
 

@@ -11,11 +11,11 @@ import pytest
 from latents import write_latents
 from mlflow import MlflowClient
 
-from jobs import tracked
 from jobs.recipes import recipe
 from jobs.train import main
 from jobs.train_job import run_training
 from pipeline.config import RunConfig
+from pipeline.runs import tracked
 from pipeline.runs.job import TrainJob
 from pipeline.runs.tracked import start_tracker
 from pipeline.tracking.server import TrackingError
