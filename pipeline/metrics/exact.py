@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from pipeline.models.rbm import RBM
-from pipeline.models.units import Gaussian, OneHot, Units
+from pipeline.models.units import Gaussian, Units
 
 MAX_UNITS = 20
 """A Bernoulli layer is enumerated up to this size: 2^20 states."""
@@ -36,26 +36,20 @@ def layer_states(units: Units) -> Tensor:
 
 def _state_blocks(units: Units, width: int) -> Iterator[Tensor]:
     """Consecutive blocks [rows, size] of `layer_states` with rows * width <= _BLOCK_ELEMENTS (at least one row)."""
-    size = len(units.bias)
-    if isinstance(units, Gaussian):
-        raise ValueError("a Gaussian layer cannot be enumerated; enumerate the other one, or use quadrature")
-    rows = max(1, _BLOCK_ELEMENTS // width)
-    if isinstance(units, OneHot):
-        yield from torch.eye(size, dtype=units.bias.dtype, device=units.bias.device).split(rows)
-        return
-    if size > MAX_UNITS:
+    rows, log2_states = max(1, _BLOCK_ELEMENTS // width), units.log2_states()
+    if MAX_UNITS < log2_states < math.inf:
         raise ValueError(
-            f"a Bernoulli layer of {size} units has 2^{size} states; at most {MAX_UNITS} units are enumerated"
+            f"a {type(units).__name__} layer of {len(units.bias)} units has 2^{log2_states:g} states; at most "
+            f"{MAX_UNITS} units are enumerated"
         )
-    shifts = torch.arange(size - 1, -1, -1, device=units.bias.device)
-    for start in range(0, 1 << size, rows):
-        codes = torch.arange(start, min(start + rows, 1 << size), device=units.bias.device)
-        yield ((codes[:, None] >> shifts) & 1).to(units.bias.dtype)
+    num_states = 1 if log2_states == math.inf else round(2**log2_states)  # real units refuse to be listed
+    for start in range(0, num_states, rows):
+        yield units.states(torch.arange(start, min(start + rows, num_states), device=units.bias.device))
 
 
 def is_enumerable(units: Units) -> bool:
     """Whether `layer_states` lists the layer's states: one-hot, or Bernoulli with at most MAX_UNITS units."""
-    return isinstance(units, OneHot) or (not isinstance(units, Gaussian) and len(units.bias) <= MAX_UNITS)
+    return units.log2_states() <= MAX_UNITS
 
 
 def log_partition(rbm: RBM, beta: float = 1.0) -> Tensor:
@@ -86,7 +80,7 @@ def state_log_weights(rbm: RBM, layer: Literal["visible", "hidden"], beta: float
 
     units = rbm.visible if layer == "visible" else rbm.hidden
     width = max(rbm.weights.shape)
-    num_states = len(units.bias) if isinstance(units, OneHot) else 1 << min(len(units.bias), MAX_UNITS)
+    num_states = round(2 ** min(units.log2_states(), MAX_UNITS))
     blocks = _state_blocks(units, width)
     if torch.is_grad_enabled():
         if num_states * width <= _BLOCK_ELEMENTS:
@@ -126,7 +120,7 @@ def exact_samples(rbm: RBM, n: int, generator: torch.Generator) -> Tensor:
     uniform = torch.rand(n, generator=generator, dtype=torch.float64, device=cumulative.device) * cumulative[-1]
     # Uniform numbers lie in [0, total): with right=True a state of probability 0 is never chosen.
     indices = torch.searchsorted(cumulative, uniform, right=True).clamp(max=len(cumulative) - 1)
-    states = _states_at(precise.visible if layer == "visible" else precise.hidden, indices)
+    states = (precise.visible if layer == "visible" else precise.hidden).states(indices)
     if layer == "hidden":
         total = precise.visible.bias + precise.visible_field(states)
         states = precise.visible.sample_(total, None, generator)
@@ -138,26 +132,9 @@ def in_float64(rbm: RBM) -> RBM:
     return rbm if rbm.weights.dtype == torch.float64 else copy.deepcopy(rbm).double()
 
 
-def _states_at(units: Units, indices: Tensor) -> Tensor:
-    """The rows of `layer_states` at `indices` [n]: [n, size]."""
-    size = len(units.bias)
-    if isinstance(units, OneHot):
-        return torch.nn.functional.one_hot(indices, size).to(units.bias.dtype)
-    shifts = torch.arange(size - 1, -1, -1, device=indices.device)
-    return ((indices[:, None] >> shifts) & 1).to(units.bias.dtype)
-
-
 def _layer_to_enumerate(rbm: RBM) -> Literal["visible", "hidden"]:
     """The discrete layer with fewer states; when both have too many to enumerate, the one `layer_states` refuses."""
-    if isinstance(rbm.visible, Gaussian):
-        return "hidden"
-    if isinstance(rbm.hidden, Gaussian):
-        return "visible"
-    return "hidden" if _log2_states(rbm.hidden) <= _log2_states(rbm.visible) else "visible"
-
-
-def _log2_states(units: Units) -> float:
-    return math.log2(len(units.bias)) if isinstance(units, OneHot) else float(len(units.bias))
+    return "hidden" if rbm.hidden.log2_states() <= rbm.visible.log2_states() else "visible"
 
 
 def _log_partition_gaussian(rbm: RBM, beta: float) -> Tensor:

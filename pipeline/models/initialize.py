@@ -7,7 +7,6 @@ from torch import Tensor
 
 from pipeline.config import RBMConfig
 from pipeline.models.rbm import RBM
-from pipeline.models.units import Gaussian
 from pipeline.streams import stream
 
 _ROWS_FOR_OFFSETS = 4096
@@ -38,17 +37,7 @@ def initialize_rbm(config: RBMConfig, data: Tensor, seed: int, device: torch.dev
     noise = torch.empty(rbm.weights.shape, dtype=data.dtype).normal_(generator=stream(seed, "initial weights"))
     rbm.weights.copy_(noise * math.sqrt(2 / (config.num_visible + config.num_hidden)))
     mean = data.double().mean(0)
-    if isinstance(rbm.visible, Gaussian):
-        variance = data.double().var(0).lerp(torch.ones_like(mean), config.initial_smoothing)
-        std = (config.initial_std * variance.sqrt()).clamp(min=config.min_std)
-        if config.fixed_std is not None:
-            std = torch.full_like(std, config.fixed_std)
-        rbm.visible.bias.copy_(mean)
-        rbm.visible.log_variance.copy_(2 * std.log())
-    elif config.visible_units == "bernoulli":
-        rbm.visible.bias.copy_(torch.logit(mean, eps=0.01))
-    else:
-        rbm.visible.bias.copy_(mean.clamp(min=0.01 / len(mean)).log())
+    rbm.visible.fit_(mean, data.double().var(0), config)
     if config.center_visible:
         rbm.visible.offset.copy_(mean)
     if config.initial_thresholds == "data":

@@ -4,6 +4,8 @@ With x the states of a layer, s its variances (1 unless Gaussian), o its offsets
 
     E(v, h) = self_energy(v) + self_energy(h) - scaled(v)^T W scaled(h),    scaled(x) = (x - o) / s.
 
+A new kind is a class here, with its name in UNITS and in the settings (config/model.py: UnitKind).
+
 A layer sees the other only through its *field*, W^T scaled(v) or W scaled(h). `total` is bias + field: the logits of a
 Bernoulli or one-hot layer, the mean of a Gaussian one. beta multiplies the whole energy.
 """
@@ -14,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.config import UnitKind
+from pipeline.config import RBMConfig, UnitKind
 from pipeline.streams import Random, exponential_, normal_, uniform_
 
 
@@ -87,6 +89,24 @@ class Units(nn.Module):
     def clamp_(self, min_std: float) -> None:
         """Keep parameters in their range, after an update."""
 
+    def fit_(self, mean: Tensor, variance: Tensor, config: RBMConfig) -> None:
+        """Set a visible layer's starting values from the data's mean and variance per unit [size], float64."""
+        raise NotImplementedError
+
+    def spread(self, mean: Tensor, std: Tensor, generator: torch.Generator) -> Tensor:
+        """Independent wide states [rows, size] of the data's mean [rows, size] and, if real, its standard deviation [size]."""
+        raise NotImplementedError
+
+    def log2_states(self) -> float:
+        """Logarithm to base 2 of the number of states; infinite for real units."""
+        return math.inf
+
+    def states(self, indices: Tensor) -> Tensor:
+        """The states [n, size] of a discrete layer at `indices` [n], below 2^log2_states()."""
+        raise ValueError(
+            f"a {type(self).__name__} layer cannot be enumerated; enumerate the other one, or use quadrature"
+        )
+
 
 class Bernoulli(Units):
     """Units in {0, 1}: a(x) = bias * x."""
@@ -102,6 +122,20 @@ class Bernoulli(Units):
 
     def log_partition(self, field: Tensor, beta: float = 1.0) -> Tensor:
         return F.softplus(beta * (self.bias + field)).sum(1) - beta * (field @ self.offset)
+
+    def fit_(self, mean: Tensor, variance: Tensor, config: RBMConfig) -> None:
+        self.bias.copy_(torch.logit(mean, eps=0.01))
+
+    def spread(self, mean: Tensor, std: Tensor, generator: torch.Generator) -> Tensor:
+        return torch.empty_like(mean).uniform_(generator=generator).lt_(mean)
+
+    def log2_states(self) -> float:
+        return float(len(self.bias))
+
+    def states(self, indices: Tensor) -> Tensor:
+        """Binary digits, the first unit the highest."""
+        places = torch.arange(len(self.bias) - 1, -1, -1, device=indices.device)
+        return ((indices[:, None] >> places) & 1).to(self.bias.dtype)
 
 
 class OneHot(Units):
@@ -120,6 +154,18 @@ class OneHot(Units):
 
     def log_partition(self, field: Tensor, beta: float = 1.0) -> Tensor:
         return torch.logsumexp(beta * (self.bias + field), dim=1) - beta * (field @ self.offset)
+
+    def fit_(self, mean: Tensor, variance: Tensor, config: RBMConfig) -> None:
+        self.bias.copy_(mean.clamp(min=0.01 / len(mean)).log())
+
+    def spread(self, mean: Tensor, std: Tensor, generator: torch.Generator) -> Tensor:
+        return self.sample_(mean.clamp(min=1e-6).log(), None, generator)
+
+    def log2_states(self) -> float:
+        return math.log2(len(self.bias))
+
+    def states(self, indices: Tensor) -> Tensor:
+        return F.one_hot(indices, len(self.bias)).to(self.bias.dtype)
 
 
 class Gaussian(Units):
@@ -166,6 +212,17 @@ class Gaussian(Units):
 
     def clamp_(self, min_std: float) -> None:
         self.log_variance.clamp_(min=2 * math.log(min_std))
+
+    def fit_(self, mean: Tensor, variance: Tensor, config: RBMConfig) -> None:
+        smooth = variance.lerp(torch.ones_like(mean), config.initial_smoothing)
+        std = (config.initial_std * smooth.sqrt()).clamp(min=config.min_std)
+        if config.fixed_std is not None:
+            std = torch.full_like(std, config.fixed_std)
+        self.bias.copy_(mean)
+        self.log_variance.copy_(2 * std.log())
+
+    def spread(self, mean: Tensor, std: Tensor, generator: torch.Generator) -> Tensor:
+        return torch.empty_like(mean).normal_(generator=generator) * std + mean
 
 
 UNITS: dict[UnitKind, type[Units]] = {"bernoulli": Bernoulli, "gaussian": Gaussian, "onehot": OneHot}

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from pipeline.comm import Comm, split_rows
 from pipeline.models.rbm import RBM
-from pipeline.models.units import Gaussian, OneHot
 from pipeline.samplers.driven import DrivenGibbs, GammaProcess, plain_gibbs
 from pipeline.samplers.gibbs import ChainState
 from pipeline.streams import stream
@@ -58,12 +57,7 @@ class WideStart(NamedTuple):
     def draw(self, rbm: RBM, rows: int, generator: torch.Generator) -> ChainState:
         """`rows` chains at independent wide positions, beta 1; the hidden states are set by the first sweep."""
         mean = self.mean.expand(rows, -1)
-        if isinstance(rbm.visible, Gaussian):
-            visible = torch.empty_like(mean).normal_(generator=generator) * self.std + mean
-        elif isinstance(rbm.visible, OneHot):
-            visible = rbm.visible.sample_(mean.clamp(min=1e-6).log(), None, generator)
-        else:
-            visible = torch.empty_like(mean).uniform_(generator=generator).lt_(mean)
+        visible = rbm.visible.spread(mean, self.std, generator)
         ones = torch.ones(rows, 1, dtype=mean.dtype, device=mean.device)
         return ChainState(visible, visible.new_zeros(rows, len(rbm.hidden.bias)), ones)
 
