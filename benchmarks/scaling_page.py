@@ -24,7 +24,7 @@ from benchmarks.projection import (
     turning_points,
 )
 from benchmarks.scaling import RESULT
-from pipeline.scaling_pictures import Panel, scaling_panels
+from benchmarks.scaling_pictures import Panel, scaling_panels
 
 PAGE, PICTURE = Path("docs/scaling.md"), Path("docs/scaling.png")
 QUIET_STRETCH = 1.1

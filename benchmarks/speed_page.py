@@ -6,8 +6,8 @@ from typing import Any
 
 from benchmarks.gpus import RESULT as RESULT_OF_GPUS
 from benchmarks.gpus import all_cases
+from benchmarks.scaling_pictures import speed_bars
 from benchmarks.updates import ROUNDED
-from pipeline.scaling_pictures import speed_bars
 
 RESULTS = Path("benchmarks/results")
 UPDATES_OF_TABLE_III = 50 * 1272

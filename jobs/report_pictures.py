@@ -20,7 +20,7 @@ from pipeline.critics.search import search_torch
 from pipeline.data.shards import ShardError, load_split
 from pipeline.metrics.images import memorization_ratio, project
 from pipeline.models.gan import rows_to_pixels
-from pipeline.pictures import image_grid, point_density, reconstruction_rows, training_curves
+from pipeline.pictures.grids import image_grid, point_density, reconstruction_rows, training_curves
 
 AUTOENCODER_PANELS = {
     "held-out PSNR, dB": ["psnr"],

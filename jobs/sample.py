@@ -21,7 +21,7 @@ import torch
 from jobs.handed_in import parse_cells, parse_numbers, read_photographs, read_rows, write_rows
 from pipeline.model_inputs import PROTOCOLS, SAMPLE_DEFAULTS, SPACES, as_pixels, cell_mask, clamped_pixels
 from pipeline.packaged import PackagedBeam
-from pipeline.pictures import image_grid, reconstruction_rows
+from pipeline.pictures.grids import image_grid, reconstruction_rows
 from pipeline.registry import load_model
 
 TASKS = ("sample", "reconstruct", "inpaint", "interpolate")

@@ -17,7 +17,7 @@ from jobs.evaluate import (
 from pipeline.config import EvaluationConfig
 from pipeline.data.rows import Scaling
 from pipeline.models.stack import Encoding, RBMStack, encode
-from pipeline.pictures import compare_grids
+from pipeline.pictures.grids import compare_grids
 from pipeline.samplers.protocols import DRIVEN, Samples, WideStart
 from pipeline.samplers.stack import descend_blocks, draw_stack_samples
 from pipeline.streams import stream

@@ -16,15 +16,15 @@ from jobs.sweep_progress import TrialRecord, read_trials
 from jobs.trial import Segment, SweepPlan, folder_of, seeded
 from pipeline.config import RBMConfig, RunConfig
 from pipeline.importance import setting_importances, usable_trials
-from pipeline.pictures import image_grid
-from pipeline.samplers.protocols import DRIVEN, WideStart, draw_samples
-from pipeline.sweep_pictures import (
+from pipeline.pictures.grids import image_grid
+from pipeline.pictures.sweep import (
     final_comparison,
     importance_bars,
     learning_curves,
     objective_slices,
     parallel_coordinates,
 )
+from pipeline.samplers.protocols import DRIVEN, WideStart, draw_samples
 from pipeline.training.checkpoint import load_latest
 from pipeline.training.loop import read_history
 

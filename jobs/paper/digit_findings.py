@@ -12,7 +12,7 @@ from jobs.paper.experiments import PROTOCOLS, Finding, Finish, Plan, Table
 from jobs.paper.records import late_mean
 from jobs.paper.training import mean_and_spread
 from pipeline.data.shards import read_manifest
-from pipeline.paper_pictures import digit_grids, divergence_curves
+from pipeline.pictures.paper import digit_grids, divergence_curves
 
 _COLUMNS = {
     "forward": "forward, nats/dim",

@@ -32,7 +32,7 @@ from pipeline.metrics.image_scores import BOOTSTRAP, GAUSSIAN, bootstrap, score_
 from pipeline.metrics.inception import NOT_COMPUTED, fid, find_inception
 from pipeline.models.autoencoder import to_pixels
 from pipeline.models.gan import generate
-from pipeline.pictures import image_grid, reconstruction_rows
+from pipeline.pictures.grids import image_grid, reconstruction_rows
 from pipeline.samplers.protocols import DRIVEN, WideStart, draw_samples
 from pipeline.streams import stream
 from pipeline.training.loop import read_history

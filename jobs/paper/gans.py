@@ -14,7 +14,7 @@ from jobs.paper.experiments import Experiment, Finding, Plan
 from jobs.paper.mixtures import QUICK_ROWS, ROWS, ROWS_OF, SEEDS, as_table, collect, train_mixture
 from jobs.paper.units import Unit
 from pipeline.data.mixtures import GaussianMixture, make_mixture
-from pipeline.paper_pictures import sample_panels
+from pipeline.pictures.paper import sample_panels
 from pipeline.streams import stream
 
 RECIPES = {name: f"mixture_{name}_gan_recommended" for name in ROWS_OF}

@@ -8,7 +8,7 @@ from data_prep.manifest import write_json
 from jobs.paper import sampling
 from jobs.paper.experiments import Experiment, Finding, Plan, Table
 from jobs.paper.units import Unit
-from pipeline.paper_pictures import mixing_traces
+from pipeline.pictures.paper import mixing_traces
 
 SEEDS = (0, 1, 2)
 _QUANTITIES = ("mean", "variance", "weight_1", "tail_mass")

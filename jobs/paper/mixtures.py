@@ -32,7 +32,7 @@ from pipeline.data.shards import load_split
 from pipeline.metrics.coverage import exact_kl, mode_coverage
 from pipeline.metrics.divergences import knn_kl
 from pipeline.models.gan import generate
-from pipeline.paper_pictures import divergence_curves, sample_panels
+from pipeline.pictures.paper import divergence_curves, sample_panels
 from pipeline.samplers.driven import DrivenGibbs, GammaProcess
 from pipeline.samplers.protocols import DRIVEN, FRESH, Protocol, WideStart, draw_samples
 from pipeline.streams import stream

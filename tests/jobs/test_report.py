@@ -19,9 +19,9 @@ from jobs.report_data import find_autoencoder, find_shards, read_rows
 from jobs.report_page import Note, Section, clean, render
 from jobs.report_runs import Missing, find_run
 from jobs.report_tables import ending, environment
-from pipeline import pictures
 from pipeline.data.shards import load_split, read_manifest
 from pipeline.packaged import PackagedAutoencoder
+from pipeline.pictures import grids as pictures
 
 POINTS = (
     "schedules.likelihood.epochs=0.02 schedules.adversarial.epochs=0.02 sampler.gibbs_steps=1 evaluation.num_rows=50"

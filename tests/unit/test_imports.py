@@ -33,12 +33,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "webdataset": ("pipeline.data.shards", "data_prep"),
     "torch.distributed": ("pipeline.comm",),
     "torch.nn.parallel": ("pipeline.training.gan", "pipeline.training.autoencoder"),
-    "matplotlib": (
-        "pipeline.pictures",
-        "pipeline.sweep_pictures",
-        "pipeline.paper_pictures",
-        "pipeline.scaling_pictures",
-    ),
+    "matplotlib": ("pipeline.pictures",),
     "cv2": ("pipeline.metrics.faces",),
     "pyarrow": ("pipeline.storage", "jobs.node_facts"),
 }

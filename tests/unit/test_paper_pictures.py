@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.paper_pictures import digit_grids, divergence_curves, mixing_traces, sample_panels, separation_curves
+from pipeline.pictures.paper import digit_grids, divergence_curves, mixing_traces, sample_panels, separation_curves
 
 
 def pixels_of(path) -> np.ndarray:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline import pictures
+from pipeline.pictures import grids as pictures
 
 
 def random_images(seed: int, n: int, height: int = 11, width: int = 7, channels: int = 3) -> np.ndarray:

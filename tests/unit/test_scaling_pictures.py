@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline.scaling_pictures import Panel, scaling_panels
+from benchmarks.scaling_pictures import Panel, scaling_panels
 
 LINE = {"a": {1: 1.0, 2: 0.0, 4: 3.0}}
 

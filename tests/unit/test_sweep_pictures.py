@@ -8,7 +8,8 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from PIL import Image
 
-from pipeline import importance, sweep_pictures, sweep_trials
+from pipeline import importance, sweep_trials
+from pipeline.pictures import sweep as sweep_pictures
 
 SPACE = {
     "optimizer.learning_rate": FloatDistribution(1e-5, 1e-2, log=True),

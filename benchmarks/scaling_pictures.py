@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from pipeline.pictures import _COLORS, _write
+from pipeline.pictures.grids import _COLORS, _write
 
 _COLUMNS = 2
 

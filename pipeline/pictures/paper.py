@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from pipeline.pictures import _COLORS, _STYLES, _labeled, _write, compare_grids
+from pipeline.pictures.grids import _COLORS, _STYLES, _labeled, _write, compare_grids
 
 Curve = Sequence[tuple[float, float, float]]
 """(epoch, forward, reverse) of one seed."""

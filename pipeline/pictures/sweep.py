@@ -21,7 +21,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from pipeline.pictures import _COLORS, _labeled, _write
+from pipeline.pictures.grids import _COLORS, _labeled, _write
 from pipeline.sweep_trials import (
     WIDE,
     Trial,
