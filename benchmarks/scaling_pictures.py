@@ -1,19 +1,13 @@
-"""Pictures of scaling over workers: panels of lines, measured points and limits on logarithmic axes.
-
-As in `pictures`, the function writes one PNG, complete or not at all, and returns its path.
-"""
+"""Pictures of speed: panels of lines over workers on logarithmic axes, and bars. Each is written whole or not at all."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from pipeline.pictures.grids import _COLORS, _write
+from pipeline.pictures.canvas import COLORS, new_figure, plain, save_figure
 
 _COLUMNS = 2
 
@@ -52,18 +46,15 @@ def scaling_panels(panels: Sequence[Panel], path: str | Path, title: str | None 
                 "line, and points of lines only"
             )
     rows = -(-len(panels) // _COLUMNS)
-    figure = Figure(figsize=(11.0, 4.4 * rows + 0.4), dpi=110, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
-    FigureCanvasAgg(figure)
+    figure = new_figure(11.0, 4.4 * rows + 0.4, pad=0.08)
     for place, panel in enumerate(panels, start=1):
         _draw(figure.add_subplot(rows, min(_COLUMNS, len(panels)), place), panel)
-    if title:
-        figure.suptitle(title, fontsize=13, wrap=True)
-    return _write(path, lambda target: figure.savefig(target, format="png", metadata={"Software": None}))
+    return save_figure(figure, path, title)
 
 
 def _draw(axes: Axes, panel: Panel) -> None:
     for number, (name, values) in enumerate(panel.lines.items()):
-        color, style = _COLORS[number % len(_COLORS)], "-" if number < len(_COLORS) else "--"
+        color, style = COLORS[number % len(COLORS)], "-" if number < len(COLORS) else "--"
         shown = {n: value for n, value in sorted(values.items()) if value > 0}
         axes.plot(list(shown), list(shown.values()), style, color=color, lw=1.6, label=name)
         measured = panel.points.get(name, {})
@@ -87,10 +78,7 @@ def _draw(axes: Axes, panel: Panel) -> None:
     axes.set_title(panel.title, fontsize=10, loc="left")
     axes.set_xlabel("workers", fontsize=9)
     axes.set_ylabel(panel.label, fontsize=9)
-    axes.grid(color="0.92")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=8)
+    plain(axes, "0.92", label_size=8)
     # below the axes: lines cross the whole panel
     axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.13))
 
@@ -115,16 +103,13 @@ def speed_bars(
     if not cases or not all(cases.values()):
         raise ValueError("no bars to draw; give at least one case with a contender")
     heights = [len(found) + 1.5 for found in cases.values()]
-    figure = Figure(figsize=(9.0, 0.3 * sum(heights) + 0.8), dpi=110, layout=ConstrainedLayoutEngine())
-    FigureCanvasAgg(figure)
+    figure = new_figure(9.0, 0.3 * sum(heights) + 0.8)
     for axes, (name, found) in zip(
         figure.subplots(len(cases), 1, height_ratios=heights, squeeze=False)[:, 0], cases.items()
     ):
         middle = [value for value, _, _ in found.values()]
         spread = [[m - low for m, low, _ in found.values()], [high - m for m, _, high in found.values()]]
-        colors = [
-            _COLORS[0 if "torch" not in who and "rbms" not in who and "scikit" not in who else 1] for who in found
-        ]
+        colors = [COLORS[0 if "torch" not in who and "rbms" not in who and "scikit" not in who else 1] for who in found]
         axes.barh(list(found), middle, xerr=spread, color=colors, error_kw={"linewidth": 1})
         axes.invert_yaxis()
         if max(middle) > 20 * min(middle):
@@ -141,4 +126,4 @@ def speed_bars(
     axes.set_xlabel(label, fontsize=9)
     if title:
         figure.suptitle(title, fontsize=12)
-    return _write(path, lambda target: figure.savefig(target, format="png", metadata={"Software": None}))
+    return save_figure(figure, path)

@@ -9,7 +9,8 @@ from jobs.evaluate import SEEDS, Scene
 from pipeline.data.shards import load_split
 from pipeline.metrics.images import sample_full_gaussian, sample_principal_gaussian
 from pipeline.models.rbm import RBM
-from pipeline.pictures.grids import compare_grids, image_grid, reconstruction_rows, training_curves
+from pipeline.pictures.curves import training_curves
+from pipeline.pictures.grids import compare_grids, image_grid, reconstruction_rows
 from pipeline.samplers.protocols import DRIVEN, FRESH, WideStart, draw_samples
 from pipeline.streams import stream
 

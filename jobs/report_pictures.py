@@ -20,7 +20,8 @@ from pipeline.critics.search import search_torch
 from pipeline.data.shards import ShardError, load_split
 from pipeline.metrics.images import memorization_ratio, project
 from pipeline.models.gan import rows_to_pixels
-from pipeline.pictures.grids import image_grid, point_density, reconstruction_rows, training_curves
+from pipeline.pictures.curves import point_density, training_curves
+from pipeline.pictures.grids import image_grid, reconstruction_rows
 
 AUTOENCODER_PANELS = {
     "held-out PSNR, dB": ["psnr"],

@@ -157,11 +157,6 @@ def as_text(distribution: BaseDistribution) -> str:
     return f"{name}({distribution.low!r},{distribution.high!r})"
 
 
-def is_log(distribution: BaseDistribution) -> bool:
-    """True for a distribution on a logarithmic scale."""
-    return bool(getattr(distribution, "log", False))
-
-
 def as_tune_domain(distribution: BaseDistribution) -> Any:
     """The same distribution as Ray Tune's, for its population based training."""
     from ray import tune

@@ -11,19 +11,14 @@ from optuna.distributions import BaseDistribution
 from jobs.chain import read_beam
 from jobs.evaluate import SEEDS, PointScene, Scene, score_model
 from jobs.search import own_values
-from jobs.spaces import is_log
+from jobs.spaces import containing
 from jobs.sweep_progress import TrialRecord, read_trials
 from jobs.trial import Segment, SweepPlan, folder_of, seeded
 from pipeline.config import RBMConfig, RunConfig
-from pipeline.importance import setting_importances, usable_trials
+from pipeline.pictures.comparison import final_comparison
 from pipeline.pictures.grids import image_grid
-from pipeline.pictures.sweep import (
-    final_comparison,
-    importance_bars,
-    learning_curves,
-    objective_slices,
-    parallel_coordinates,
-)
+from pipeline.pictures.sweep import trial_pictures
+from pipeline.pictures.trials import sweep_study
 from pipeline.samplers.protocols import DRIVEN, WideStart, draw_samples
 from pipeline.training.checkpoint import load_latest
 from pipeline.training.loop import read_history
@@ -173,43 +168,21 @@ def draw_pictures(
 ) -> dict[str, str]:
     """Write the sweep's pictures; name -> path."""
     folder = Path(plan.folder) / "pictures"
-    folder.mkdir(parents=True, exist_ok=True)
-    config = RunConfig.from_dict(plan.config)
-    own = own_values(config, space)
-    logs = [key for key, distribution in space.items() if is_log(distribution)]
+    own = own_values(RunConfig.from_dict(plan.config), space)
     histories = {  # a cut trial may have been trained on since
         row["id"]: [r for r in read_history(Path(plan.folder) / row["folder"]) if r["step"] <= row["updates"]]
         for row in rows
     }
+    space = dict(space)
+    for row in rows:  # a value may lie a rounding outside of its range
+        space |= {key: containing(space[key], value) for key, value in row["settings"].items()}
+    study = sweep_study(rows, space, metric, own, histories)
     steady = all(len(row["lineage"]) == 1 for row in rows)  # settings that changed in flight made no score alone
-    importances = setting_importances(rows, metric, space) if steady else {}
-    made = {
-        "parallel": parallel_coordinates(
-            rows, metric, logs, folder / "parallel.png", "All trials", dataset=dataset, recipe=own
-        ),
-        "slices": objective_slices(
-            rows, metric, logs, folder / "slices.png", "Score against each setting", dataset=dataset, recipe=own
-        ),
-        "curves": learning_curves(
-            histories, rows, metric, folder / "curves.png", "Held-out score", dataset=dataset, switch_step=switch_step
-        ),
-        "final": final_comparison(
-            {name: [run["scores"][metric] for run in variant["runs"]] for name, variant in scored.items()},
-            metric,
-            folder / "final.png",
-            "Trained in full, test partition",
-            dataset=dataset,
-        ),
-    }
-    if importances:
-        made["importance"] = importance_bars(
-            importances,
-            usable_trials(rows, space),
-            metric,
-            folder / "importance.png",
-            "Importance of each setting",
-            dataset=dataset,
-        )
+    made = trial_pictures(study, folder, dataset, switch_step, importance=steady)
+    scores = {name: [run["scores"][metric] for run in variant["runs"]] for name, variant in scored.items()}
+    made["final"] = final_comparison(
+        scores, metric, folder / "final.png", "Trained in full, test partition", dataset=dataset
+    )
     if isinstance(scene, Scene):
         for name, variant in scored.items():
             run_config, run_folder = final_run(

@@ -1,6 +1,6 @@
 """The figures of the paper, redrawn from our own numbers: divergences, samples, chains and grids of digits.
 
-As in `pictures`, each function writes one PNG, complete or not at all, and returns its path. Lines stand for means, bands
+Each function writes one PNG, complete or not at all, and returns its path. Lines stand for means, bands
 for the smallest and largest of several seeds. What lies outside of a panel is counted in it.
 """
 
@@ -10,17 +10,16 @@ from typing import Any, cast
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from pipeline.pictures.grids import _COLORS, _STYLES, _labeled, _write, compare_grids
+from pipeline.pictures.canvas import COLORS, STYLES, new_figure, plain, save_figure
+from pipeline.pictures.grids import compare_grids
 
 Curve = Sequence[tuple[float, float, float]]
 """(epoch, forward, reverse) of one seed."""
 _BINS = 60
 _POINTS = 2000  # of a scatter: as many of every model
 _GRID_SIDE = 64  # pixels, about, of one digit
+_PAD, _GRID, _SMALL = 0.06, "0.92", 8.0  # inches around axes, gray of the grid, size of the ticks' labels
 
 
 def separation_curves(
@@ -42,13 +41,13 @@ def separation_curves(
         raise ValueError(
             f"curves have lengths {lengths} for {len(separations)} separations; give one value per separation"
         )
-    figure = _figure(10.5, 4.0)
+    figure = new_figure(10.5, 4.0, _PAD)
     for place, scale in enumerate(("linear", "log"), start=1):
         axes = figure.add_subplot(1, 2, place)
         for number, (name, values) in enumerate(curves.items()):
             bound = name.startswith("log 2")
             style: dict[str, Any] = (
-                {"color": "0.35", "ls": ":", "lw": 1.4} if bound else {"color": _COLORS[number], "lw": 1.8}
+                {"color": "0.35", "ls": ":", "lw": 1.4} if bound else {"color": COLORS[number], "lw": 1.8}
             )
             points = np.asarray(values, dtype=float)
             shown = np.where(points > 0, points, np.nan) if scale == "log" else points
@@ -59,9 +58,9 @@ def separation_curves(
         axes.set_xlim(separations[0], separations[-1])
         axes.set_xlabel("separation (standard deviations of a component)")
         axes.set_ylabel("nats")
-        _plain(axes)
+        plain(axes, _GRID, _SMALL)
     figure.axes[0].legend(frameon=False, fontsize=9)
-    return _save(figure, path, title, None)
+    return save_figure(figure, path, title)
 
 
 def sample_panels(
@@ -90,7 +89,7 @@ def sample_panels(
     models = list(dict.fromkeys(model for samples in rows.values() for model in samples))
     if not models:
         raise ValueError("there are no samples to draw; give at least one data set with one model")
-    figure = _figure(2.3 * len(models) + 0.3, 2.4 * len(rows) + 0.4)
+    figure = new_figure(2.3 * len(models) + 0.3, 2.4 * len(rows) + 0.4, _PAD)
     for row, (dataset, samples) in enumerate(rows.items()):
         points = {model: _points(dataset, model, values) for model, values in samples.items()}
         extent = (extents or {}).get(dataset) or _range(next(iter(points.values())))
@@ -108,7 +107,7 @@ def sample_panels(
                 axes.set_title(model, fontsize=10)
             if model == next(iter(points)):
                 axes.set_ylabel(dataset, fontsize=10)
-    return _save(figure, path, title, None)
+    return save_figure(figure, path, title)
 
 
 def divergence_curves(
@@ -136,7 +135,7 @@ def divergence_curves(
     seeds = {model: _seeds(history) for model, history in histories.items()}
     if not any(curve for curves in seeds.values() for curve in curves):
         raise ValueError(f"no divergences to draw: the histories of {list(histories)} are empty")
-    figure = _figure(10.5, 4.2)
+    figure = new_figure(10.5, 4.2, _PAD)
     for place, name in enumerate(("forward KL(data || model)", "reverse KL(model || data)"), start=1):
         axes = figure.add_subplot(1, 2, place)
         for number, (model, curves) in enumerate(seeds.items()):
@@ -148,7 +147,7 @@ def divergence_curves(
                 continue
             epochs = sorted(by_epoch)
             values = [by_epoch[epoch] for epoch in epochs]
-            color, style = _COLORS[number % len(_COLORS)], _STYLES[number // len(_COLORS) % len(_STYLES)]
+            color, style = COLORS[number % len(COLORS)], STYLES[number // len(COLORS) % len(STYLES)]
             label = model if len(curves) == 1 else f"{model} ({len(curves)} seeds)"
             marker = "o" if len(epochs) <= 30 else None
             axes.plot(
@@ -163,10 +162,10 @@ def divergence_curves(
         axes.set_title(name, fontsize=11)
         axes.set_xlabel("epoch")
         axes.set_ylabel(unit)
-        _plain(axes)
+        plain(axes, _GRID, _SMALL)
     entries = {label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels())}
     figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    return _save(figure, path, title, dataset)
+    return save_figure(figure, path, title, dataset)
 
 
 def digit_grids(
@@ -218,12 +217,12 @@ def mixing_traces(
     samplers, modes = experiment["samplers"], experiment["modes"]
     hot = {name: any(beta != 1 for beta in sampler["trace"]["beta"]) for name, sampler in samplers.items()}
     heights = [height for name in samplers for height in ((3.0, 1.2) if hot[name] else (3.0,))]
-    figure = _figure(10.5, 0.85 * sum(heights) + 0.8)
+    figure = new_figure(10.5, 0.85 * sum(heights) + 0.8, _PAD)
     grid = figure.add_gridspec(len(heights), 2, width_ratios=(3.2, 1), height_ratios=heights)
     reach = max(abs(edge) for edge in next(iter(samplers.values()))["histogram"]["edges"])
     line = 0
     for number, (name, sampler) in enumerate(samplers.items()):
-        color, trace = _COLORS[number], sampler["trace"]
+        color, trace = COLORS[number], sampler["trace"]
         sweeps = np.arange(1, len(trace["v"]) + 1)
         axes = figure.add_subplot(grid[line, 0])
         axes.plot(sweeps, trace["v"], color=color, lw=0.7)
@@ -247,7 +246,7 @@ def mixing_traces(
         side.tick_params(labelleft=False)
         side.set_xlabel("density", fontsize=9)
         side.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderpad=0)
-        _plain(side)
+        plain(side, _GRID, _SMALL)
         line += 1
         if hot[name]:
             below = figure.add_subplot(grid[line, 0], sharex=axes)
@@ -258,7 +257,7 @@ def mixing_traces(
             last = below
             line += 1
     last.set_xlabel("sweep")
-    return _save(figure, path, title, dataset)
+    return save_figure(figure, path, title, dataset)
 
 
 def _trace_axes(axes: Axes, label: str, sweeps: int, limits: tuple[float, float] | None) -> None:
@@ -266,7 +265,7 @@ def _trace_axes(axes: Axes, label: str, sweeps: int, limits: tuple[float, float]
     axes.set_xlim(0, sweeps)
     if limits is not None:
         axes.set_ylim(*limits)
-    _plain(axes)
+    plain(axes, _GRID, _SMALL)
 
 
 def _histogram_panel(
@@ -274,7 +273,7 @@ def _histogram_panel(
 ) -> None:
     edges = np.linspace(*extent, _BINS + 1)
     counts = np.histogram(values[:, 0], edges)[0]  # of all samples: mass outside the extent lowers the bars
-    axes.stairs(counts / len(values) / (edges[1] - edges[0]), edges, fill=True, color=_COLORS[0], alpha=0.5)
+    axes.stairs(counts / len(values) / (edges[1] - edges[0]), edges, fill=True, color=COLORS[0], alpha=0.5)
     if density is not None:
         line = np.linspace(*extent, 401)
         height = np.asarray(density(line[:, None]))
@@ -282,7 +281,7 @@ def _histogram_panel(
         axes.set_ylim(0, 1.6 * height.max())  # one scale for all models, whatever their spikes
     axes.set_xlim(*extent)
     axes.set_yticks([])
-    _plain(axes)
+    plain(axes, _GRID, _SMALL)
 
 
 def _scatter_panel(
@@ -295,7 +294,7 @@ def _scatter_panel(
         # exp(-2) of the top is two standard deviations of a Gaussian mode
         axes.contour(x, y, height, levels=[height.max() * np.exp(-2.0)], colors="0.55", linewidths=0.7)
     shown = values[:_POINTS]
-    axes.scatter(shown[:, 0], shown[:, 1], s=2.5, color=_COLORS[0], alpha=0.45, lw=0)
+    axes.scatter(shown[:, 0], shown[:, 1], s=2.5, color=COLORS[0], alpha=0.45, lw=0)
     axes.set_xlim(*extent)
     axes.set_ylim(*extent)
     axes.set_aspect("equal")
@@ -323,22 +322,3 @@ def _seeds(history: Curve | Sequence[Curve]) -> Sequence[Curve]:
     if history and history[0] and np.ndim(history[0][0]) == 0:
         return [cast(Curve, history)]
     return cast(Sequence[Curve], history)
-
-
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), dpi=110, layout=ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06))
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _plain(axes: Axes) -> None:
-    axes.grid(color="0.92")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=8)
-
-
-def _save(figure: Figure, path: str | Path, title: str | None, dataset: str | None) -> Path:
-    if text := _labeled(title, dataset):
-        figure.suptitle(text, fontsize=13, wrap=True)
-    return _write(path, lambda target: figure.savefig(target, format="png", metadata={"Software": None}))

@@ -1,468 +1,316 @@
-"""The pictures of a hyperparameter sweep: what was tried, what it scored, and how sure that is.
+"""The pictures of a sweep's trials: Optuna's own, with the recipe and the best trial marked."""
 
-A trial is a mapping with "id", "status" (finished, stopped or failed), "settings" (dotted key -> value, where it departs
-from the recipe) and "score" (a number, or None); a smaller score is better. The best trial is the one, not failed, with the
-smallest finite score. The recipe's trial has no settings of its own, or "recipe": True. As in `pictures`, each function
-writes one PNG, complete or not at all, returns its path, and draws the name of the data: pass `dataset`.
-"""
-
-import re
-import textwrap
-from collections.abc import Collection, Mapping, Sequence
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib
 import numpy as np
+import optuna
+from matplotlib import pyplot
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+from optuna.visualization import matplotlib as plots
 
-from pipeline.pictures.grids import _COLORS, _labeled, _write
-from pipeline.sweep_trials import (
-    WIDE,
-    Trial,
-    best_trial,
-    curve_of,
-    drawing_order,
-    is_wide,
-    name_of_unscored,
-    read_trials,
-    setting_keys,
-)
+from pipeline.pictures.canvas import COLORS, broken, plain, save_figure
+from pipeline.pictures.trials import STATES, is_wide, scored_trials, silent_optuna
 
-_BEST, _RECIPE, _FAILED, _OTHER = _COLORS[0], _COLORS[1], "0.35", "0.6"
-_FEW_TRIALS = 30
-_FAILED_AT = 1.09  # where a failed trial meets the score axis, whose values lie in [0, 1]
+Look = dict[str, Any]
+_BEST, _RECIPE, _MUTED = COLORS[0], COLORS[1], "0.35"
+_DOT: Look = {"marker": "o", "ms": 5.5, "mew": 1.2}
+_HOLLOW: Look = _DOT | {"mfc": "white"}
+_CROSS: Look = {"marker": "x", "ms": 6}
+_MIN_TRIALS, _FEW_TRIALS = 4, 30  # of importances: to have any, to rely on them
+_COLUMNS = 3  # of slices
 
 
-class _Scale(NamedTuple):
-    """One setting, or the score, as positions in [0, 1]."""
+def trial_pictures(
+    study: Study, folder: str | Path, dataset: str, switch_step: int | None = None, importance: bool = True
+) -> dict[str, Path]:
+    """Write the pictures of a sweep's trials, each complete or not at all, and return name -> path.
 
-    categories: tuple[str, ...]  # empty when it is a number
-    low: float
-    high: float
-    log: bool
-    ticks: Mapping[float, str]
+    A picture is left out when there is too little to draw: no score, no setting, no history.
 
-    def place(self, value: Any) -> float:
-        if self.categories:
-            return _category_place(self.categories.index(str(value)), len(self.categories))
-        return _share(float(value), self.low, self.high, self.log)
-
-
-def parallel_coordinates(
-    trials: Sequence[Mapping[str, Any]],
-    metric: str,
-    log_keys: Collection[str],
-    path: str | Path,
-    title: str | None = None,
-    dataset: str | None = None,
-    recipe: Mapping[str, Any] | None = None,
-) -> Path:
-    """Write one line per trial across an axis per setting and one for the score, and return the path.
+    - parallel: a line per trial with a score, across an axis for it and one per setting; dotted when it was stopped early.
+    - slices: the score against each setting. Trials that were stopped early are hollow dots, failed ones crosses at the top.
+    - curves: the held-out score against the updates. A trial that was stopped early ends in a hollow dot, a failed one in a
+      cross.
+    - importance: the share of the score's variance that each setting explains in a random forest (Hutter, Hoos and
+      Leyton-Brown 2014), for four trials with a score and more. Positive scores that span more than a decade enter by their
+      logarithm: otherwise the few worst trials alone would be the variance. Scores of trials that were stopped early count
+      as they are, although they come from fewer updates.
 
     Args:
-        trials: as in the module's text. Their settings are numbers or categories (text).
-        metric: name of the score.
-        log_keys: settings on a log axis; the score's is log when it is positive and spans more than a decade.
-        path: PNG to write.
-        title: drawn above.
-        dataset: drawn with the title.
-        recipe: the recipe's values of the searched settings; stand in wherever a trial does not set a key. Without
-            them such a line has a gap.
-
-    Raises:
-        ValueError: without trials, on an unknown status, or when the path is not a PNG's.
+        study: as `trials.sweep_study` gives it.
+        folder: of the pictures; it is made.
+        dataset: name of the data, drawn with each title.
+        switch_step: update at which the adversarial phase begins; a vertical line in the curves.
+        importance: False for trials whose settings changed in flight: they made no score alone.
     """
-    read = read_trials(trials, recipe)
-    keys = setting_keys(read)
-    scales = [_scale([trial.values[key] for trial in read if key in trial.values], key in log_keys) for key in keys]
-    scores = [trial.score for trial in read if trial.score is not None]
-    scale = _scale(scores, is_wide(scores))
-    figure = _figure(max(7.0, 1.5 * (len(keys) + 1) + 1.0), 5.6)
-    axes = figure.add_subplot()
-    best = best_trial(read)
-    colors = matplotlib.colormaps["viridis"]
-    for trial in sorted(read, key=lambda trial: drawing_order(trial, best)):
-        heights = [scales[i].place(trial.values[key]) if key in trial.values else np.nan for i, key in enumerate(keys)]
-        end = _FAILED_AT if trial.score is None else scale.place(trial.score)
-        look: dict[str, Any] = {"color": colors(0.88 * min(end, 1.0)), "lw": 1.5, "alpha": 0.85}
-        if trial.score is None or trial.status == "failed":
-            look |= {"color": _FAILED, "lw": 1.0, "ls": ":", "alpha": 0.7}
-            end = _FAILED_AT
-        elif trial.status == "stopped":
-            look |= {"lw": 0.7, "alpha": 0.6}
-        if trial.is_recipe:
-            look |= {"color": _RECIPE, "lw": 2.2, "ls": "--", "alpha": 1.0}
-        if trial is best:
-            look |= {"lw": 3.6, "alpha": 1.0} | ({} if trial.is_recipe else {"color": _BEST})
-        axes.plot(range(len(keys) + 1), [*heights, end], marker="o", ms=3 if keys else 8, mew=0, **look)
-        if end == _FAILED_AT:
-            axes.plot(len(keys), end, "x", color=look["color"], ms=7, mew=1.5, clip_on=False)
-    for place, (key, one) in enumerate(zip([*keys, metric], [*scales, scale], strict=True)):
-        axes.plot([place, place], [0, 1], color="0.25", lw=1.0, zorder=0.5)
-        for height, text in one.ticks.items():
-            axes.plot(place, height, "_", color="0.25", ms=7)
-            # White behind the text: lines cross here, and a value has to stay readable.
-            axes.annotate(
-                text, (place, height), (5, 0), textcoords="offset points", va="center", fontsize=8,
-                bbox={"boxstyle": "square,pad=0.08", "fc": "white", "ec": "none", "alpha": 0.75}, zorder=5,
-            )  # fmt: skip
-        weight = "bold" if place == len(keys) else "normal"
-        axes.text(place, -0.06, _broken(key, 16), ha="center", va="top", fontsize=9, weight=weight)
-    axes.text(len(keys) + 0.09, _FAILED_AT, name_of_unscored(read), va="center", fontsize=8)
-    axes.set_xlim(-0.35, len(keys) + 0.65)
-    axes.set_ylim(-0.02, _FAILED_AT + 0.04)
-    axes.set_axis_off()
-    _legend(figure, read, best)
-    return _finish(figure, path, title, dataset)
+    drawn = {
+        "parallel": ("All trials", lambda: _parallel(study)),
+        "slices": ("Score against each setting", lambda: _slices(study)),
+        "curves": ("Held-out score", lambda: _curves(study, switch_step)),
+        "importance": ("Importance of each setting", lambda: _importance(study) if importance else None),
+    }
+    made = {}
+    for name, (title, draw) in drawn.items():
+        with _drawing():
+            if figure := draw():
+                made[name] = save_figure(figure, Path(folder) / f"{name}.png", title, dataset)
+    return made
 
 
-def importance_bars(
-    importances: Mapping[str, float],
-    num_trials: int,
-    metric: str,
-    path: str | Path,
-    title: str | None = None,
-    dataset: str | None = None,
-) -> Path:
-    """Write the share of the score's variance that each setting explains, as bars, and return the path.
-
-    Args:
-        importances: setting -> share in [0, 1], as `importance.setting_importances` gives them; none is drawn as that.
-        num_trials: trials that they rest on; below 30 the picture calls itself a hint.
-        metric: name of the score.
-        path: PNG to write.
-        title: drawn above.
-        dataset: drawn with the title.
-
-    Raises:
-        ValueError: when the path is not a PNG's.
-    """
-    ordered = sorted(importances.items(), key=lambda item: item[1])
-    figure = _figure(8.0, 1.7 + 0.36 * max(len(ordered), 2))
-    axes = figure.add_subplot()
-    rests_on = f"rests on {num_trials} {'trial' if num_trials == 1 else 'trials'} with a score"
-    if num_trials < _FEW_TRIALS:
-        rests_on += ": a hint, not a measurement"
-    if ordered:
-        bars = axes.barh([_broken(key, 42) for key, _ in ordered], [value for _, value in ordered], color=_BEST)
-        axes.bar_label(bars, [f"{value:.2f}" for _, value in ordered], padding=4, fontsize=9)
-        axes.set_xlim(0, 1.12 * max(max(value for _, value in ordered), 1e-3))
-        axes.set_xlabel(f"share of the variance of {metric} (fANOVA)\n{rests_on}")
-        axes.grid(axis="x", color="0.9")
-    else:
-        axes.set_xlabel(rests_on)
-        _note(axes, f"no importances: too few trials with a score, or {metric} did not vary")
-    _plain(axes)
-    return _finish(figure, path, title, dataset)
-
-
-def learning_curves(
-    histories: Mapping[str, Sequence[Mapping[str, Any]]],
-    trials: Sequence[Mapping[str, Any]],
-    metric: str,
-    path: str | Path,
-    title: str | None = None,
-    dataset: str | None = None,
-    switch_step: int | None = None,
-) -> Path:
-    """Write the held-out metric of every trial against its updates, and return the path.
-
-    Args:
-        histories: trial's id -> rows of its metrics.jsonl, with "step"; the last row of a step counts, rows without a
-            finite value of the metric are left out. A trial may have no rows.
-        trials: as in the module's text. A stopped one ends in a dot, a failed one in a cross.
-        metric: drawn on a log axis when its values are positive and span more than a decade.
-        path: PNG to write.
-        title: drawn above.
-        dataset: drawn with the title.
-        switch_step: update at which the adversarial phase begins; a vertical line.
-
-    Raises:
-        ValueError: without trials, on an unknown status, or when the path is not a PNG's.
-    """
-    read = read_trials(trials)
-    best = best_trial(read)
-    figure = _figure(9.0, 5.6)
-    axes = figure.add_subplot()
-    curves = {trial.name: curve_of(histories.get(trial.name, ()), metric) for trial in read}
-    for trial in sorted(read, key=lambda trial: drawing_order(trial, best)):
-        if not (curve := curves[trial.name]):
-            continue
-        steps, values = list(curve), list(curve.values())
-        look: dict[str, Any] = {"color": _OTHER, "lw": 1.1 if trial.status == "finished" else 0.8, "alpha": 0.9}
-        if trial.is_recipe:
-            look = {"color": _RECIPE, "lw": 2.2, "ls": "--"}
-        if trial is best:
-            look |= {"lw": 3.2, "alpha": 1.0} | ({} if trial.is_recipe else {"color": _BEST})
-        axes.plot(steps, values, marker="o" if len(steps) == 1 else None, ms=3, **look)
-        if trial.status != "finished":
-            mark: dict[str, Any] = (
-                {"marker": "x", "ms": 7, "mew": 1.6}
-                if trial.status == "failed"
-                else {"marker": "o", "ms": 5, "mfc": "white"}
-            )
-            axes.plot(steps[-1], values[-1], color=_FAILED, **mark)
-    found = [value for curve in curves.values() for value in curve.values()]
-    if not found:
-        _note(axes, f"no trial reached a finite value of {metric}")
-    elif is_wide(found):
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.yaxis.set_major_formatter(lambda value, _: _number(value))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-    if switch_step is not None:
-        axes.axvline(switch_step, color="0.35", ls=(0, (2, 2)), lw=1.2, zorder=0.5)
-        axes.annotate(
-            f"adversary on (update {switch_step:,})", (switch_step, 1), (4, -4), xycoords=("data", "axes fraction"),
-            textcoords="offset points", va="top", fontsize=9, color="0.35",
-        )  # fmt: skip
-    axes.set_xlabel("update")
-    axes.set_ylabel(f"{metric}, held out")
-    axes.xaxis.set_major_formatter("{x:,.0f}")
-    _plain(axes)
-    silent = sum(not curve for curve in curves.values())
-    _legend(figure, read, best, f"without any score: {silent}" if silent and found else None)
-    return _finish(figure, path, title, dataset)
-
-
-def objective_slices(
-    trials: Sequence[Mapping[str, Any]],
-    metric: str,
-    log_keys: Collection[str],
-    path: str | Path,
-    title: str | None = None,
-    dataset: str | None = None,
-    recipe: Mapping[str, Any] | None = None,
-) -> Path:
-    """Write the score against each setting in a panel of its own, and return the path.
-
-    Args:
-        trials: as in the module's text. Stopped ones are hollow dots; failed ones, and those without a score, crosses
-            at the top.
-        metric: name of the score; its axis is shared by all panels, and log as in `parallel_coordinates`.
-        log_keys: settings on a log axis.
-        path: PNG to write.
-        title: drawn above.
-        dataset: drawn with the title.
-        recipe: the recipe's values of the searched settings: a dashed vertical line.
-
-    Raises:
-        ValueError: without trials, on an unknown status, or when the path is not a PNG's.
-    """
-    read = read_trials(trials, recipe)
-    keys, best = setting_keys(read), best_trial(read)
-    known = {**next((trial.values for trial in read if trial.is_recipe), {}), **(recipe or {})}
-    columns = min(3, max(len(keys), 1))
-    rows = -(-max(len(keys), 1) // columns)
-    figure = _figure(max(3.5 * columns, 6.5), 2.9 * rows + 1.3)
-    scores = [trial.score for trial in read if trial.score is not None]
-    score_scale = _scale(scores, is_wide(scores))
-    first: Axes | None = None
-    for place, key in enumerate(keys or [""], start=1):
-        axes = figure.add_subplot(rows, columns, place, sharey=first)
-        first = first or axes
-        if not keys:
-            _note(axes, "no setting was changed")
-            continue
-        scale = _scale(
-            [*(trial.values[key] for trial in read if key in trial.values), *_known(known, key)], key in log_keys
-        )
-        for trial in sorted(read, key=lambda trial: drawing_order(trial, best)):
-            if key not in trial.values:
-                continue
-            failed = trial.status == "failed" or trial.score is None
-            height = _FAILED_AT if trial.score is None or failed else score_scale.place(trial.score)
-            color = _RECIPE if trial.is_recipe else _BEST if trial is best else _FAILED if failed else "0.45"
-            look: dict[str, Any] = {"marker": "x", "mew": 1.5} if failed else {"marker": "o", "mew": 1.2}
-            fill = "white" if trial.status == "stopped" else color
-            axes.plot(
-                scale.place(trial.values[key]), height, color=color, mfc=fill, ms=9 if trial is best else 5.5,
-                ls="none", zorder=3, clip_on=False, **look,
-            )  # fmt: skip
-        for value in _known(known, key):
-            axes.axvline(scale.place(value), color=_RECIPE, ls="--", lw=1.4, zorder=1)
-        crowded = len("   ".join(scale.ticks.values())) > 44
-        axes.set_xticks(list(scale.ticks), list(scale.ticks.values()), fontsize=8, rotation=35 if crowded else 0)
-        axes.set_xlim(-0.06, 1.06)
-        axes.set_xlabel(_broken(key, 34), fontsize=9)
-        _plain(axes)
-        axes.tick_params(axis="y", labelleft=(place - 1) % columns == 0, labelsize=8)
-        if (place - 1) % columns == 0:
-            axes.set_ylabel(metric)
-    assert first is not None
-    heights = dict(score_scale.ticks) if keys else {}
-    if label := name_of_unscored(read):
-        heights[_FAILED_AT] = label
-    first.set_yticks(list(heights), list(heights.values()), fontsize=8)
-    first.set_ylim(-0.05, _FAILED_AT + 0.05)
-    _legend(figure, read, best)
-    return _finish(figure, path, title, dataset)
-
-
-def final_comparison(
-    variants: Mapping[str, Sequence[float | None]],
-    metric: str,
-    path: str | Path,
-    title: str | None = None,
-    dataset: str | None = None,
-) -> Path:
-    """Write a dot per training seed, the mean and the spread for each variant, and return the path.
-
-    Args:
-        variants: name -> the score of each training seed, None or not finite where a run gave none.
-        metric: name of the score.
-        path: PNG to write.
-        title: drawn above.
-        dataset: drawn with the title.
-
-    Raises:
-        ValueError: without variants, or when the path is not a PNG's.
-    """
-    if not variants:
-        raise ValueError("no variants to compare; give at least one name with its values")
-    figure = _figure(max(5.6, 2.4 * len(variants)), 4.8)
-    axes = figure.add_subplot()
-    names = []
-    for place, (name, given) in enumerate(variants.items()):
-        values = [float(value) for value in given if value is not None and np.isfinite(value)]
-        color = _RECIPE if name == "recipe" else _BEST if name == "winner" else _COLORS[(place + 2) % len(_COLORS)]
-        seeds = f"{len(values)} {'seed' if len(values) == 1 else 'seeds'}"
-        missing = f"\n{len(given) - len(values)} without a score" if len(given) > len(values) else ""
-        names.append(f"{_broken(name, 22)}\n{seeds}{missing}")
-        if not values:
-            continue
-        # Dots side by side, so that equal scores of two seeds are seen as two.
-        offsets = np.linspace(-0.12, 0.12, len(values)) if len(values) > 1 else [0.0]
-        axes.plot(place + np.asarray(offsets), values, "o", color=color, ms=6, alpha=0.8)
-        mean = float(np.mean(values))
-        spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-        axes.plot([place - 0.24, place + 0.24], [mean, mean], color=color, lw=2.5)
-        if spread:
-            axes.errorbar(place + 0.24, mean, spread, color=color, lw=1.5, capsize=5)
-        text = f"{mean:.4g}" + (f" ± {spread:.2g}" if len(values) > 1 else "")
-        axes.annotate(text, (place + 0.24, mean), (9, 0), textcoords="offset points", va="center", fontsize=9)
-    axes.set_xticks(range(len(names)), names)
-    axes.set_xlim(-0.5, len(names) - 0.5 + 0.35)
-    axes.set_ylabel(metric)
-    axes.set_xlabel("bar: mean; whisker: standard deviation over training seeds", fontsize=9)
-    axes.margins(y=0.15)
-    if not axes.lines:
-        _note(axes, "no run gave a score")
-    _plain(axes)
-    axes.grid(axis="x", visible=False)
-    return _finish(figure, path, title, dataset)
-
-
-def _known(values: Mapping[str, Any], key: str) -> list[Any]:
-    return [values[key]] if key in values else []
-
-
-def _scale(values: Sequence[Any], log: bool) -> _Scale:
-    """Positions and ticks for these values; the ends are always labeled, with the values they have."""
-    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
-    if len(numbers) < len(values):
-        categories = tuple(sorted({str(value) for value in values}))
-        ticks = {_category_place(i, len(categories)): _shortened(name) for i, name in enumerate(categories)}
-        return _Scale(categories, 0.0, 1.0, False, ticks)
-    if not numbers:
-        return _Scale((), 0.0, 1.0, False, {})
-    low, high = float(min(numbers)), float(max(numbers))
-    log = log and low > 0
-    inner = sorted(set(map(float, numbers)))
-    whole = all(number.is_integer() for number in inner)
-    if len(inner) > 5:
-        inner = list(
-            (
-                LogLocator(subs=(1.0,) if high / low > WIDE else (1.0, 2.0, 5.0))
-                if log
-                else MaxNLocator(4, integer=whole)
-            ).tick_values(low, high)
-        )
-    ticks = {}
-    for value in (low, high, *inner):
-        place = _share(value, low, high, log)
-        if 0 <= place <= 1 and all(abs(place - other) > 0.12 for other in ticks):
-            ticks[place] = _number(value)
-    return _Scale((), low, high, log, ticks)
-
-
-def _share(value: float, low: float, high: float, log: bool) -> float:
+def _parallel(study: Study) -> Figure | None:
+    study, scored = scored_trials(study)
+    if not (keys := _keys(scored)):
+        return None
+    metric, log = study.user_attrs["metric"], is_wide([_score(trial) for trial in scored])
+    axes = plots.plot_parallel_coordinate(study, keys, target=_log_score if log else _score, target_name=metric)
+    figure = _resized(axes, max(7.5, 1.6 * (len(keys) + 1)), 5.8)
+    lines: Any = axes.collections[0]
+    lines.colorbar.remove()  # the score has the first axis
+    styles = ["-" if trial.user_attrs["status"] == "finished" else ":" for trial in scored]
+    lines.set(cmap="viridis", alpha=0.8, linewidth=1.4, linestyle=styles)
+    for trial, points in zip(scored, lines.get_segments(), strict=True):
+        if look := _look(trial):
+            axes.plot(*np.asarray(points).T, **look, clip_on=False)
     if log:
-        value, low, high = np.log(value), np.log(low), np.log(high)
-    return 0.5 if high == low else float((value - low) / (high - low))
-
-
-def _category_place(index: int, count: int) -> float:
-    return 0.5 if count == 1 else 0.06 + 0.88 * index / (count - 1)
-
-
-def _number(value: float) -> str:
-    text = f"{value:.0f}" if float(value).is_integer() and abs(value) < 1e5 else f"{value:.3g}"
-    return re.sub(r"e([+-])0*(\d)", lambda match: f"e{match[1].replace('+', '')}{match[2]}", text)
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= 18 else f"{text[:17]}…"
-
-
-def _broken(key: str, width: int) -> str:
-    """Break a long key after its dots and underscores, where they are, into lines of about `width` characters."""
-    lines = textwrap.wrap(re.sub(r"([._])", "\\1\0 ", key), width + 4, break_long_words=True)
-    return "\n".join(line.replace("\0 ", "").replace("\0", "") for line in lines)
-
-
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), dpi=110, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
-    FigureCanvasAgg(figure)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{10**value:.3g}")
+    for one, key in zip(figure.axes[1:], keys, strict=True):
+        if one.get_yscale() == "log":
+            _log_ticks(one.yaxis)
+        tried = {trial.params.get(key) for trial in scored}
+        if len(tried) == 1 and isinstance(value := tried.pop(), int | float):
+            one.yaxis.set_major_locator(FixedLocator([value]))  # Optuna invents a range around it
+        for label in one.get_yticklabels():  # lines cross here, and a value has to stay readable
+            label.set(fontsize=8, bbox={"boxstyle": "square,pad=0.08", "fc": "white", "ec": "none", "alpha": 0.75})
+    axes.set_xticks(range(len(keys) + 1), [metric, *(broken(key, 16) for key in keys)], rotation=0, fontsize=9)
+    _legend(figure, study, {"finished": {}, "stopped": {"ls": ":"}})
     return figure
 
 
-def _plain(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="0.9")
-    axes.set_axisbelow(True)
+def _slices(study: Study) -> Figure | None:
+    trials = study.trials
+    study, scored = scored_trials(study)
+    if not (keys := _keys(scored)):
+        return None
+    metric = study.user_attrs["metric"]
+    panels: Any = plots.plot_slice(study, keys, target=_score, target_name=metric)
+    panels = np.atleast_1d(panels)
+    columns, rows = min(_COLUMNS, len(keys)), -(-len(keys) // _COLUMNS)
+    figure = _resized(panels[0], max(3.5 * columns + 1.0, 7.5), 2.9 * rows + 1.4)
+    grid = figure.add_gridspec(rows, columns)  # Optuna sets all in one row
+    if is_wide([_score(trial) for trial in scored]):
+        panels[0].set_yscale("log")  # which all share
+        _log_ticks(panels[0].yaxis)
+    for place, (axes, key) in enumerate(zip(panels, keys, strict=True)):
+        axes.set_subplotspec(grid[divmod(place, columns)])
+        axes.collections[0].set_cmap("viridis")
+        _mark(axes, key, [trial for trial in trials if key in trial.params])
+        axes.set_xlabel(broken(key, 34), fontsize=9)
+        axes.set_ylabel(metric if place % columns == 0 else "", fontsize=10)
+        _white(axes, label_size=8)
+        axes.tick_params(axis="y", labelleft=place % columns == 0)
+    order = figure.axes[-1]
+    order.set_ylabel("trial, in order of their start", fontsize=9)
+    order.tick_params(labelsize=8)
+    order.yaxis.set_major_locator(MaxNLocator(integer=True))
+    looks = {"finished": _DOT, "stopped": _HOLLOW, "failed": _CROSS}
+    _legend(figure, study, {status: look | {"ls": "none"} for status, look in looks.items()})
+    return figure
 
 
-def _note(axes: Axes, text: str) -> None:
-    axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes, color="0.35", wrap=True)
-    axes.set_xticks([])
-    axes.set_yticks([])
+def _mark(axes: Axes, key: str, trials: Sequence[FrozenTrial]) -> None:
+    """Mark in a slice of Optuna's the recipe, the best, and the trials that did not come to their end."""
+    words = axes.xaxis.have_units()
+    for trial in trials:
+        place: Any = repr(trial.params[key]) if words else trial.params[key]  # Optuna draws a word as its repr
+        look: Look = {"color": _MUTED, "zorder": 3, "ls": "none"}
+        if special := _look(trial):
+            look |= {"color": special["color"], "zorder": special["zorder"]}
+        size = 9 if trial.user_attrs["best"] else 6.5 if special else 5.5
+        if trial.state == TrialState.FAIL:
+            axes.plot(place, 1, **look | _CROSS, clip_on=False, transform=axes.get_xaxis_transform())
+        elif trial.state == TrialState.PRUNED:
+            axes.plot(place, _score(trial), **look | _HOLLOW | {"ms": size})
+        elif special:
+            axes.plot(place, _score(trial), **look | _DOT | {"ms": size})
+        if trial.user_attrs["recipe"]:
+            axes.axvline(place, color=_RECIPE, ls="--", lw=1.4, zorder=1)
+    if words:
+        axes.autoscale(axis="x")
+        axes.margins(x=0.2)
+        labels = [label.get_text().strip("'") for label in axes.get_xticklabels()]
+        axes.set_xticks(axes.get_xticks(), [label if len(label) <= 18 else f"{label[:17]}…" for label in labels])
+        return
+    searched: Any = trials[0].distributions[key]  # Optuna's limits are those of the trials with a score
+    log = axes.get_xscale() == "log"
+    low, high = (math.log10(end) if log else end for end in (searched.low, searched.high))
+    margin = 0.05 * (high - low) or 0.5
+    axes.set_xlim(*(10**end if log else end for end in (low - margin, high + margin)))
+    if log:
+        _log_ticks(axes.xaxis)
 
 
-def _legend(figure: Figure, trials: Sequence[Trial], best: Trial | None, note: str | None = None) -> None:
-    """Name the best and the recipe with their scores, and count the others, below the picture."""
+def _curves(study: Study, switch_step: int | None) -> Figure | None:
+    values = [value for trial in study.trials for value in trial.intermediate_values.values()]
+    if not values:
+        return None
+    axes = plots.plot_intermediate_values(study)
+    figure = _resized(axes, 9.0, 5.8)
+    if legend := axes.get_legend():
+        legend.remove()
+    lines = {int(str(line.get_label()).removeprefix("Trial")): line for line in axes.lines}
+    for trial in study.trials:
+        if not (curve := sorted(trial.intermediate_values.items())):
+            continue
+        line = lines.get(trial.number) or axes.plot(*zip(*curve))[0]  # Optuna leaves failed ones out
+        line.set(color="0.6", lw=1.1, alpha=1, marker="o" if len(curve) == 1 else "", ms=3)
+        line.set(**_look(trial))
+        if trial.state != TrialState.COMPLETE:
+            end = _CROSS if trial.state == TrialState.FAIL else _HOLLOW
+            axes.plot(*curve[-1], color=_MUTED, zorder=7, **end)
+    if is_wide(values):
+        axes.set_yscale("log")
+        _log_ticks(axes.yaxis)
+    if switch_step is not None:
+        axes.axvline(switch_step, color=_MUTED, ls=(0, (2, 2)), lw=1.2, zorder=0.5)
+        axes.annotate(
+            f"adversary on (update {switch_step:,})", (switch_step, 1), (4, -4), xycoords=("data", "axes fraction"),
+            textcoords="offset points", va="top", fontsize=9, color=_MUTED,
+        )  # fmt: skip
+    axes.set_xlabel("update")
+    axes.set_ylabel(f"{study.user_attrs['metric']}, held out")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    _white(axes)
+    silent = sum(not trial.intermediate_values for trial in study.trials)
+    note = f"without any score: {silent}" if silent else ""
+    _legend(figure, study, {"finished": {}, "stopped": _HOLLOW, "failed": _CROSS}, note)
+    return figure
+
+
+def _importance(study: Study) -> Figure | None:
+    study, scored = scored_trials(study)
+    scores = [_score(trial) for trial in scored]
+    keys = [
+        key
+        for key in _keys(scored)
+        if all(key in trial.params and not trial.distributions[key].single() for trial in scored)
+    ]
+    if len(scores) < _MIN_TRIALS or not keys or np.ptp(scores) <= 1e-12 * np.abs(scores).max():
+        return None
+    log = is_wide(scores)
+    metric = f"{'log ' if log else ''}{study.user_attrs['metric']}"
+    forest = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    axes: Any = plots.plot_param_importances(
+        study, forest, keys, target=_log_score if log else _score, target_name=metric
+    )
+    figure = _resized(axes, 8.0, 1.9 + 0.36 * max(len(keys), 2))
+    axes.get_legend().remove()
+    hint = ": a hint, not a measurement" if len(scores) < _FEW_TRIALS else ""
+    axes.set_xlabel(f"share of the variance of {metric} (fANOVA)\nrests on {len(scores)} trials with a score{hint}")
+    axes.set_ylabel("")
+    axes.set_yticks(axes.get_yticks(), [broken(label.get_text(), 42) for label in axes.get_yticklabels()])
+    _white(axes)
+    axes.grid(axis="y", visible=False)
+    return figure
+
+
+def _look(trial: FrozenTrial) -> Look:
+    """Return how the recipe and the best are drawn, on top of the others; empty for any other trial."""
+    best, recipe = trial.user_attrs["best"], trial.user_attrs["recipe"]
+    if not best and not recipe:
+        return {}
+    color, style = (_RECIPE, "--") if recipe else (_BEST, "-")
+    return {"color": color, "ls": style, "lw": 3.4 if best else 2.2, "zorder": 6 if best else 5}
+
+
+def _legend(figure: Figure, study: Study, looks: Mapping[str, Look], note: str = "") -> None:
+    """Name the best and the recipe with their scores, and count the trials by their status, below the picture."""
     entries = []
-    recipe = next((trial for trial in trials if trial.is_recipe), None)
-    if best is not None:
-        name = "best: the recipe" if best.is_recipe else f"best: {best.name}"
-        color, style = (_RECIPE, "--") if best.is_recipe else (_BEST, "-")
-        entries.append(Line2D([], [], color=color, ls=style, lw=3.4, label=f"{name}, {best.score:.4g}"))
-    if recipe is not None and recipe is not best:
-        score = recipe.status if recipe.score is None else f"{recipe.score:.4g}"
-        entries.append(Line2D([], [], color=_RECIPE, ls="--", lw=2.2, label=f"recipe, {score}"))
-    looks: dict[str, dict[str, Any]] = {
-        "finished": {"lw": 1.5},
-        "stopped": {"lw": 0.8, "marker": "o", "ms": 4, "mfc": "white"},
-        "failed": {"lw": 1.0, "ls": ":", "marker": "x", "ms": 6, "mew": 1.5},
-    }
-    for status, look in looks.items():
-        if number := sum(trial.status == status for trial in trials):
-            entries.append(Line2D([], [], color="0.4", label=f"{status}: {number}", **look))
+    for trial in study.trials:
+        if look := _look(trial):
+            best, recipe = trial.user_attrs["best"], trial.user_attrs["recipe"]
+            name = (
+                "best: the recipe" if best and recipe else "recipe" if recipe else f"best: {trial.user_attrs['name']}"
+            )
+            score = trial.user_attrs["status"] if trial.value is None else f"{trial.value:.4g}"
+            entries.append(Line2D([], [], **look, label=f"{name}, {score}"))
+    for status in STATES:
+        if number := sum(trial.user_attrs["status"] == status for trial in study.trials):
+            drawn = status in looks
+            look = {"color": "0.4"} | looks[status] if drawn else {"ls": "none"}
+            entries.append(Line2D([], [], **look, label=f"{status}{'' if drawn else ', not drawn'}: {number}"))
     if note:
         entries.append(Line2D([], [], ls="none", label=note))
-    figure.legend(
-        handles=entries, loc="outside lower left", ncols=max(1, min(len(entries), int(figure.get_figwidth() / 1.65))),
-        frameon=False, fontsize=9, handlelength=3.2,
-    )  # fmt: skip
+    columns = min(len(entries), int(figure.get_figwidth() / 1.85))
+    figure.legend(handles=entries, loc="outside lower left", ncols=columns, frameon=False, fontsize=9, handlelength=3.2)
 
 
-def _finish(figure: Figure, path: str | Path, title: str | None, dataset: str | None) -> Path:
-    if text := _labeled(title, dataset):
-        figure.suptitle(text, fontsize=13, wrap=True)
-    return _write(path, lambda target: figure.savefig(target, format="png", metadata={"Software": None}))
+def _keys(trials: Sequence[FrozenTrial]) -> list[str]:
+    """Return the settings of any of the trials, in Optuna's order."""
+    return sorted({key for trial in trials for key in trial.params})
+
+
+def _score(trial: FrozenTrial) -> float:
+    assert trial.value is not None
+    return trial.value
+
+
+def _log_score(trial: FrozenTrial) -> float:
+    return math.log10(_score(trial))
+
+
+@contextmanager
+def _drawing() -> Iterator[None]:
+    """Keep Optuna's style and figures from outliving the picture, and what it warns of from being seen."""
+    figures, style = set(pyplot.get_fignums()), {"figure.dpi": 110, "figure.constrained_layout.use": True}
+    try:
+        with matplotlib.rc_context(style), silent_optuna(), warnings.catch_warnings(), np.errstate(all="ignore"):  # type: ignore[arg-type]
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            warnings.filterwarnings("ignore", "Attempting to set identical")  # a setting with a single value
+            yield
+    finally:
+        for number in set(pyplot.get_fignums()) - figures:
+            pyplot.close(number)
+
+
+def _resized(axes: Axes, width: float, height: float) -> Figure:
+    """Return Optuna's figure in inches of our own and without its titles."""
+    figure = axes.figure
+    assert isinstance(figure, Figure)
+    axes.set_title("")
+    axes.set_title("", loc="left")
+    figure.suptitle("")
+    figure.set_size_inches(width, height)
+    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12)
+    return figure
+
+
+def _white(axes: Axes, label_size: float = 10) -> None:
+    """Give axes that Optuna drew in gray the look of our others."""
+    axes.set_facecolor("white")
+    axes.spines[["left", "bottom"]].set_color("black")
+    axes.tick_params(colors="black")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.label.set_color("black")
+    plain(axes, label_size=label_size)
+
+
+def _log_ticks(axis: Axis) -> None:
+    """Label a log axis by plain numbers, as many as there is room for."""
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(
+        LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 30 else (1.0, 3.0) if high / low < 1e3 else (1.0,))
+    )
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())

@@ -21,7 +21,8 @@ from jobs.report_runs import Missing, find_run
 from jobs.report_tables import ending, environment
 from pipeline.data.shards import load_split, read_manifest
 from pipeline.packaged import PackagedAutoencoder
-from pipeline.pictures import grids as pictures
+from pipeline.pictures.curves import point_density
+from pipeline.pictures.grids import image_grid
 
 POINTS = (
     "schedules.likelihood.epochs=0.02 schedules.adversarial.epochs=0.02 sampler.gibbs_steps=1 evaluation.num_rows=50"
@@ -298,7 +299,7 @@ def test_the_main_jobs_parts_and_test_scores(place: Place) -> None:
         "stages": {"pixels": {"seconds": 1.5, "skipped": False}, "beam": {"seconds": 2.0, "skipped": False}},
     }
     (run / "summary.json").write_text(json.dumps(summary))
-    pictures.image_grid(np.zeros((1, 9, 9, 3), np.uint8), 1, run / "pictures" / "comparison.png")
+    image_grid(np.zeros((1, 9, 9, 3), np.uint8), 1, run / "pictures" / "comparison.png")
     page = place.report("chain")
     assert "BEAM 12.5 ± 0.25 1.25 full Gaussian 7 –" in text_of(page, "summary")
     assert "12 samples of each against as many test rows" in text_of(page, "summary")
@@ -314,7 +315,7 @@ def sweep_in(place: Place) -> Path:
     run = place.runs / "swept"
     for trial in ("a", "b"):
         place.copy(f"swept/trials/{trial}")
-    pictures.image_grid(np.zeros((1, 9, 9, 3), np.uint8), 1, run / "pictures" / "slices.png")
+    image_grid(np.zeros((1, 9, 9, 3), np.uint8), 1, run / "pictures" / "slices.png")
     trials = [
         {"id": "t01", "status": "stopped", "reason": "worse", "settings": {}, "score": None, "updates": 2},
         {"id": "t00", "status": "finished", "settings": {"critic.num_neighbors": 9}, "score": 1.5, "updates": 8},
@@ -388,7 +389,7 @@ def test_rows_are_read_by_their_places(place: Place) -> None:
 def test_densities_of_points_in_one_and_two_dimensions(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).normal(size=(50, 2))
     for width in (1, 2):
-        path = pictures.point_density(rows[:, :width], rows[:9, :width] + 1, tmp_path / f"{width}.png", dataset="ring")
+        path = point_density(rows[:, :width], rows[:9, :width] + 1, tmp_path / f"{width}.png", dataset="ring")
         with Image.open(path) as picture:
             colors = np.asarray(picture.convert("RGB")).astype(int)
         assert (colors[..., 0] - colors[..., 2] > 100).any()  # the samples are orange, all else is gray
@@ -397,9 +398,9 @@ def test_densities_of_points_in_one_and_two_dimensions(tmp_path: Path) -> None:
 def test_points_of_another_shape_have_no_density(tmp_path: Path) -> None:
     for data, samples in ((np.zeros((3, 3)), np.zeros((3, 3))), (np.zeros((0, 1)), np.zeros((3, 1)))):
         with pytest.raises(ValueError, match=r"points have shapes .*; expected finite rows \[n, 1\] or \[n, 2\]"):
-            pictures.point_density(data, samples, tmp_path / "a.png")
+            point_density(data, samples, tmp_path / "a.png")
     with pytest.raises(ValueError, match="expected finite rows"):
-        pictures.point_density(np.zeros((3, 1)), np.full((3, 1), np.nan), tmp_path / "a.png")
+        point_density(np.zeros((3, 1)), np.full((3, 1), np.nan), tmp_path / "a.png")
     assert not list(tmp_path.iterdir())
 
 

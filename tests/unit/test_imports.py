@@ -34,6 +34,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "torch.distributed": ("pipeline.comm",),
     "torch.nn.parallel": ("pipeline.training.gan", "pipeline.training.autoencoder"),
     "matplotlib": ("pipeline.pictures",),
+    "optuna": ("pipeline.pictures.trials", "pipeline.pictures.sweep", "jobs"),
     "cv2": ("pipeline.metrics.faces",),
     "pyarrow": ("pipeline.storage", "jobs.node_facts"),
 }

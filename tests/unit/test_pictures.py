@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.pictures import grids as pictures
+from pipeline.pictures import canvas, curves, grids
 
 
 def random_images(seed: int, n: int, height: int = 11, width: int = 7, channels: int = 3) -> np.ndarray:
@@ -26,7 +26,7 @@ def contains(picture: np.ndarray, image: np.ndarray) -> bool:
 
 def test_grid_shows_every_image_in_its_place(tmp_path):
     images = random_images(1, 5)
-    path = pictures.image_grid(images, 3, tmp_path / "new" / "grid.png", scale=2)
+    path = grids.image_grid(images, 3, tmp_path / "new" / "grid.png", scale=2)
     picture = pixels_of(path)
     margin, gap, height, width = 12, 2, 22, 14
     assert path == tmp_path / "new" / "grid.png"
@@ -40,22 +40,22 @@ def test_grid_shows_every_image_in_its_place(tmp_path):
 
 def test_gray_images_and_tensors(tmp_path):
     images = random_images(2, 3, channels=1)
-    picture = pixels_of(pictures.image_grid(torch.from_numpy(images), 1, tmp_path / "a.png", scale=1))
+    picture = pixels_of(grids.image_grid(torch.from_numpy(images), 1, tmp_path / "a.png", scale=1))
     np.testing.assert_array_equal(picture[12:23, 12:19], images[0].repeat(3, -1))
 
 
 def test_title_and_data_stand_above_and_are_not_cut(tmp_path):
     images = random_images(3, 6, 64, 64)
-    bare = pixels_of(pictures.image_grid(images, 3, tmp_path / "a.png"))
-    titled = pixels_of(pictures.image_grid(images, 3, tmp_path / "b.png", "BEAM, " * 20 + "γ = 0.1"))
-    labeled = pixels_of(pictures.image_grid(images, 3, tmp_path / "c.png", dataset="synthetic-faces"))
+    bare = pixels_of(grids.image_grid(images, 3, tmp_path / "a.png"))
+    titled = pixels_of(grids.image_grid(images, 3, tmp_path / "b.png", "BEAM, " * 20 + "γ = 0.1"))
+    labeled = pixels_of(grids.image_grid(images, 3, tmp_path / "c.png", dataset="synthetic-faces"))
     for picture in (titled, labeled):
         assert picture.shape[1] == bare.shape[1] and picture.shape[0] > bare.shape[0]
         added = picture.shape[0] - bare.shape[0]
         np.testing.assert_array_equal(picture[added + 12 :], bare[12:])
         assert (picture[:added] < 100).any()  # ink
         assert (picture[: added + 12, -12:] == 255).all()  # but none in the right margin
-    wide = pixels_of(pictures.image_grid(images[:1], 1, tmp_path / "d.png", "unbreakable" * 5, scale=1))
+    wide = pixels_of(grids.image_grid(images[:1], 1, tmp_path / "d.png", "unbreakable" * 5, scale=1))
     assert wide.shape[1] > 300 and (wide[:, -12:] == 255).all()
 
 
@@ -63,16 +63,16 @@ def test_every_kind_of_picture_carries_the_name_of_its_data(tmp_path, monkeypatc
     images = random_images(4, 4)
     history = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]
     drawn: list[str | None] = []
-    wrap, suptitle = pictures._wrap, pictures.Figure.suptitle
-    monkeypatch.setattr(pictures, "_wrap", lambda text, *rest: drawn.append(text) or wrap(text, *rest))
+    wrap, suptitle = grids._wrap, canvas.Figure.suptitle
+    monkeypatch.setattr(grids, "_wrap", lambda text, *rest: drawn.append(text) or wrap(text, *rest))
     monkeypatch.setattr(
-        pictures.Figure, "suptitle", lambda self, text, **kwargs: drawn.append(text) or suptitle(self, text, **kwargs)
+        canvas.Figure, "suptitle", lambda self, text, **kwargs: drawn.append(text) or suptitle(self, text, **kwargs)
     )
     for draw in (
-        lambda path: pictures.image_grid(images, 2, path, "T", dataset="synthetic-faces"),
-        lambda path: pictures.compare_grids({"a": images}, path, 2, "T", dataset="synthetic-faces"),
-        lambda path: pictures.reconstruction_rows(images, images, path, "T", dataset="synthetic-faces"),
-        lambda path: pictures.training_curves(history, path, {"p": ["loss"]}, None, "T", dataset="synthetic-faces"),
+        lambda path: grids.image_grid(images, 2, path, "T", dataset="synthetic-faces"),
+        lambda path: grids.compare_grids({"a": images}, path, 2, "T", dataset="synthetic-faces"),
+        lambda path: grids.reconstruction_rows(images, images, path, "T", dataset="synthetic-faces"),
+        lambda path: curves.training_curves(history, path, {"p": ["loss"]}, None, "T", dataset="synthetic-faces"),
     ):
         drawn.clear()
         draw(tmp_path / "x.png")
@@ -81,7 +81,7 @@ def test_every_kind_of_picture_carries_the_name_of_its_data(tmp_path, monkeypatc
 
 def test_compared_grids_show_the_same_first_images_and_stand_level(tmp_path):
     left, right = random_images(5, 7), random_images(6, 4)
-    path = pictures.compare_grids(
+    path = grids.compare_grids(
         {"a": left, "a title that needs several lines": right}, tmp_path / "c.png", columns=2, suptitle="both", scale=3
     )
     picture = pixels_of(path)
@@ -100,7 +100,7 @@ def test_compared_grids_show_the_same_first_images_and_stand_level(tmp_path):
 def test_reconstructions_stand_below_their_originals(tmp_path):
     originals = random_images(7, 5)
     decoded = 255 - originals
-    picture = pixels_of(pictures.reconstruction_rows(originals, decoded, tmp_path / "r.png", columns=3, scale=1))
+    picture = pixels_of(grids.reconstruction_rows(originals, decoded, tmp_path / "r.png", columns=3, scale=1))
     for above, below in zip(originals, decoded):
         assert contains(picture, np.concatenate([above, np.full((2, 7, 3), 255, np.uint8), below]))
 
@@ -108,11 +108,9 @@ def test_reconstructions_stand_below_their_originals(tmp_path):
 def curves_of(monkeypatch, tmp_path, *args, **kwargs):
     """Draw, and return the axes of the figure that was written."""
     figures = []
-    original = pictures.Figure.savefig
-    monkeypatch.setattr(
-        pictures.Figure, "savefig", lambda self, *a, **k: figures.append(self) or original(self, *a, **k)
-    )
-    path = pictures.training_curves(args[0], tmp_path / "curves.png", *args[1:], **kwargs)
+    original = canvas.Figure.savefig
+    monkeypatch.setattr(canvas.Figure, "savefig", lambda self, *a, **k: figures.append(self) or original(self, *a, **k))
+    path = curves.training_curves(args[0], tmp_path / "curves.png", *args[1:], **kwargs)
     assert Image.open(path).size[0] > 500
     return figures[0].axes
 
@@ -139,32 +137,32 @@ def test_curves_without_a_phase_change_have_no_line(tmp_path, monkeypatch):
 
 def test_curves_that_were_never_logged_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"none of \['lost'\] was logged in 1 rows; logged metrics: \['loss'\]"):
-        pictures.training_curves([{"step": 1, "loss": 2.0}], tmp_path / "x.png", {"p": ["lost"]})
+        curves.training_curves([{"step": 1, "loss": 2.0}], tmp_path / "x.png", {"p": ["lost"]})
     with pytest.raises(ValueError, match=r'no "step"; its keys are \[\'loss\'\]'):
-        pictures.training_curves([{"loss": 2.0}], tmp_path / "x.png", {"p": ["loss"]})
+        curves.training_curves([{"loss": 2.0}], tmp_path / "x.png", {"p": ["loss"]})
     assert not list(tmp_path.iterdir())
 
 
 def test_a_failed_write_leaves_the_old_picture_and_no_rest(tmp_path, monkeypatch):
-    path = pictures.image_grid(random_images(8, 2), 2, tmp_path / "a.png")
+    path = grids.image_grid(random_images(8, 2), 2, tmp_path / "a.png")
     before, number = path.read_bytes(), path.stat().st_ino
-    pictures.image_grid(random_images(8, 2), 2, path)
+    grids.image_grid(random_images(8, 2), 2, path)
     assert path.stat().st_ino != number  # renamed into place, not written over: a reader keeps the old picture
 
     def broken(self, target, **kwargs):
-        target.write_bytes(b"half")
+        target.write(b"half")
         raise OSError("disk full")
 
     monkeypatch.setattr(Image.Image, "save", broken)
     with pytest.raises(OSError, match="disk full"):
-        pictures.image_grid(random_images(9, 2), 2, path)
+        grids.image_grid(random_images(9, 2), 2, path)
     assert path.read_bytes() == before and [entry.name for entry in tmp_path.iterdir()] == ["a.png"]
 
 
 def test_equal_inputs_give_equal_bytes(tmp_path):
     history = [{"step": s, "loss": s * 0.5} for s in range(5)]
     first, again = (
-        pictures.training_curves(history, tmp_path / name, {"p": ["loss"]}).read_bytes() for name in ("a.png", "b.png")
+        curves.training_curves(history, tmp_path / name, {"p": ["loss"]}).read_bytes() for name in ("a.png", "b.png")
     )
     assert first == again
 
@@ -180,18 +178,18 @@ def test_equal_inputs_give_equal_bytes(tmp_path):
 )
 def test_images_that_cannot_be_shown_are_refused(tmp_path, bad):
     with pytest.raises(ValueError, match=r"expected uint8 \[n, H, W, C\]"):
-        pictures.image_grid(bad, 2, tmp_path / "x.png")
+        grids.image_grid(bad, 2, tmp_path / "x.png")
 
 
 def test_impossible_layouts_are_refused(tmp_path):
     images = random_images(10, 3)
     with pytest.raises(ValueError, match="columns is 0"):
-        pictures.image_grid(images, 0, tmp_path / "x.png")
+        grids.image_grid(images, 0, tmp_path / "x.png")
     with pytest.raises(ValueError, match="0 grids"):
-        pictures.compare_grids({}, tmp_path / "x.png")
+        grids.compare_grids({}, tmp_path / "x.png")
     with pytest.raises(ValueError, match=r"\(3, 11, 7, 3\).*\(2, 11, 7, 3\).*one reconstruction per original"):
-        pictures.reconstruction_rows(images, images[:2], tmp_path / "x.png")
+        grids.reconstruction_rows(images, images[:2], tmp_path / "x.png")
     with pytest.raises(ValueError, match=r"\(0, 11, 7, 3\)"):
-        pictures.reconstruction_rows(images[:0], images[:0], tmp_path / "x.png")
+        grids.reconstruction_rows(images[:0], images[:0], tmp_path / "x.png")
     with pytest.raises(ValueError, match=r"end.*\.png"):
-        pictures.image_grid(images, 2, tmp_path / "x.jpg")
+        grids.image_grid(images, 2, tmp_path / "x.jpg")
