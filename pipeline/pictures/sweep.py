@@ -37,7 +37,7 @@ def trial_pictures(
 ) -> dict[str, Path]:
     """Write the pictures of a sweep's trials, each complete or not at all, and return name -> path.
 
-    A picture is left out when there is too little to draw: no score, no setting, no history.
+    A picture is left out when there is too little to draw: no score, no setting that all have, no history.
 
     - parallel: a line per trial with a score, across an axis for it and one per setting; dotted when it was stopped early.
     - slices: the score against each setting. Trials that were stopped early are hollow dots, failed ones crosses at the top.
@@ -132,8 +132,10 @@ def _slices(study: Study) -> Figure | None:
 def _mark(axes: Axes, key: str, trials: Sequence[FrozenTrial]) -> None:
     """Mark in a slice of Optuna's the recipe, the best, and the trials that did not come to their end."""
     words = axes.xaxis.have_units()
+    labels = [label.get_text() for label in axes.get_xticklabels()] if words else []
+    written: dict[Any, str] = {label.strip("'"): label for label in labels}  # Optuna draws a word as its repr
     for trial in trials:
-        place: Any = repr(trial.params[key]) if words else trial.params[key]  # Optuna draws a word as its repr
+        place: Any = written.get(trial.params[key], trial.params[key])
         look: Look = {"color": _MUTED, "zorder": 3, "ls": "none"}
         if special := _look(trial):
             look |= {"color": special["color"], "zorder": special["zorder"]}
@@ -201,11 +203,7 @@ def _curves(study: Study, switch_step: int | None) -> Figure | None:
 def _importance(study: Study) -> Figure | None:
     study, scored = scored_trials(study)
     scores = [_score(trial) for trial in scored]
-    keys = [
-        key
-        for key in _keys(scored)
-        if all(key in trial.params and not trial.distributions[key].single() for trial in scored)
-    ]
+    keys = [key for key in _keys(scored) if not scored[0].distributions[key].single()]
     if len(scores) < _MIN_TRIALS or not keys or np.ptp(scores) <= 1e-12 * np.abs(scores).max():
         return None
     log = is_wide(scores)
@@ -257,8 +255,8 @@ def _legend(figure: Figure, study: Study, looks: Mapping[str, Look], note: str =
 
 
 def _keys(trials: Sequence[FrozenTrial]) -> list[str]:
-    """Return the settings of any of the trials, in Optuna's order."""
-    return sorted({key for trial in trials for key in trial.params})
+    """Return the settings that all the trials have, in Optuna's order."""
+    return sorted(set.intersection(*(set(trial.params) for trial in trials))) if trials else []
 
 
 def _score(trial: FrozenTrial) -> float:

@@ -14,7 +14,7 @@ from jobs.search import first_rung, own_values
 from jobs.spaces import space_of
 from jobs.sweep import variants_of
 from jobs.sweep_progress import keep_known, read_trials
-from jobs.sweep_result import best_of, judge, pareto_front, score_variants, trial_table
+from jobs.sweep_result import best_of, draw_pictures, judge, pareto_front, score_variants, trial_table
 from jobs.train_job import TrainJob, describe_folder, train_local
 from jobs.trial import (
     CLAIM,
@@ -235,6 +235,30 @@ def test_mean_and_spread_are_over_training_seeds(plan: SweepPlan, tmp_path: Path
     assert values[0] != values[1]
     assert scored["mean"]["frechet_latent"] == pytest.approx(sum(values) / 2)
     assert scored["spread"]["frechet_latent"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+
+
+def test_a_value_a_rounding_outside_of_its_range_is_drawn(plan: SweepPlan, tmp_path: Path) -> None:
+    """Ray draws the end of a range as exp(log(end)), which may lie beyond it."""
+    from jobs.evaluate import PointScene
+    from pipeline.data.rows import load_rows
+    from pipeline.metrics.images import fit_principal_space
+
+    rows = load_rows(tmp_path / "data", "train")
+    space = space_of(RunConfig.from_dict(plan.config), [f"{GAMMA}=loguniform(0.03,0.9)"])
+    own = own_values(RunConfig.from_dict(plan.config), space)
+    trials = [
+        {"id": f"t{n}", "status": "finished", "recipe": n == 0, "settings": {**own, GAMMA: gamma}, "score": 3.0 - n}
+        | {"folder": f"trials/{n}", "updates": 6, "lineage": [{"settings": {}, "until": None}]}
+        for n, gamma in enumerate((own[GAMMA], 0.9000000000000001))
+    ]
+    (tmp_path / "sweep" / "trials" / "1").mkdir(parents=True)
+    history = [json.dumps({"step": step, "m": 1.0 + step}) for step in (0, 6, 12)]
+    (tmp_path / "sweep" / "trials" / "1" / "metrics.jsonl").write_text("\n".join(history))
+    scored = {"recipe": {"runs": [{"scores": {"m": 3.0}}]}}
+    scene = PointScene(rows, rows, fit_principal_space(rows, 5))
+    made = draw_pictures(plan, trials, space, scored, "m", 3, scene, "ring")
+    assert list(made) == ["parallel", "slices", "curves", "final"]
+    assert all(Path(path).parent == tmp_path / "sweep" / "pictures" and Path(path).exists() for path in made.values())
 
 
 def test_the_pareto_front_is_what_no_other_trial_beats() -> None:
