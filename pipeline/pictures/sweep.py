@@ -245,9 +245,9 @@ def _legend(figure: Figure, study: Study, looks: Mapping[str, Look], note: str =
             entries.append(Line2D([], [], **look, label=f"{name}, {score}"))
     for status in STATES:
         if number := sum(trial.user_attrs["status"] == status for trial in study.trials):
-            drawn = status in looks
+            drawn, word = status in looks, "stopped early" if status == "stopped" else status
             look = {"color": "0.4"} | looks[status] if drawn else {"ls": "none"}
-            entries.append(Line2D([], [], **look, label=f"{status}{'' if drawn else ', not drawn'}: {number}"))
+            entries.append(Line2D([], [], **look, label=f"{word}{'' if drawn else ', not drawn'}: {number}"))
     if note:
         entries.append(Line2D([], [], ls="none", label=note))
     columns = min(len(entries), int(figure.get_figwidth() / 1.85))
@@ -271,9 +271,10 @@ def _log_score(trial: FrozenTrial) -> float:
 @contextmanager
 def _drawing() -> Iterator[None]:
     """Keep Optuna's style and figures from outliving the picture, and what it warns of from being seen."""
-    figures, style = set(pyplot.get_fignums()), {"figure.dpi": 110, "figure.constrained_layout.use": True}
+    figures = set(pyplot.get_fignums())
+    style = matplotlib.rc_context({"figure.dpi": 110, "figure.constrained_layout.use": True})
     try:
-        with matplotlib.rc_context(style), silent_optuna(), warnings.catch_warnings(), np.errstate(all="ignore"):  # type: ignore[arg-type]
+        with style, silent_optuna(), warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             warnings.filterwarnings("ignore", "Attempting to set identical")  # a setting with a single value
             yield

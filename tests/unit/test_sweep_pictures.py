@@ -289,7 +289,7 @@ def test_slices_show_every_trial_by_its_ending():
             low, high = axes.get_xlim()
             assert low < 1e-5 and high > 1e-2  # all that was searched
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert f"stopped: {count['stopped']}" in legend and f"failed: {count['failed']}" in legend
+    assert f"stopped early: {count['stopped']}" in legend and f"failed: {count['failed']}" in legend
 
 
 def test_curves_end_where_their_trials_did():
