@@ -16,9 +16,9 @@ from torch import Tensor
 RELATIVE_FLOOR = 1e-6
 """Distances below this share of the median neighbor distance are raised to it, so that no logarithm is infinite."""
 
-_QUERY_BLOCK, _REFERENCE_BLOCK = 1024, 8192  # rows: at most 64 MiB of float64 distances at a time
 _SPARE_CANDIDATES = 8  # neighbors kept beyond those asked for, so that rounding in the product form cannot lose one
-_REFINE_ELEMENTS = 1 << 22  # 32 MiB of float64 differences at a time
+_BLOCK_ELEMENTS = 1 << 24  # 128 MiB of float64 distances at a time where all pairs are subtracted
+_FEW_SUBTRACTIONS = 1 << 24  # a hundredth of a second on one thread; importing scikit-learn takes one to two
 
 
 class KLEstimate(NamedTuple):
@@ -41,9 +41,11 @@ class KLEstimate(NamedTuple):
 def nearest_distances(queries: Tensor, references: Tensor | None, num_neighbors: int) -> Tensor:
     """Return the Euclidean distances from each query to its nearest references, ascending, exact in float64.
 
-    Candidates come from a matrix product in float64 and are measured again by direct subtraction, so equal rows are at
-    exactly 0 and the values carry no cancellation. (The choice among more than `num_neighbors + 8` references that
-    differ by less than about 1e-7 of the rows' norm is subject to rounding; the error is of that size.)
+    Distances are those of direct subtraction, so equal rows are at exactly 0 and the values carry no cancellation. Of
+    large sets on a CPU only candidates are subtracted, which scikit-learn finds by a matrix product in float64. (The
+    choice among more than `num_neighbors + 8` references that differ by less than about 1e-7 of the rows' norm is
+    subject to rounding; the error is of that size.) On a GPU all pairs are subtracted: training there waits for its
+    monitors, which would take the CPU longer than the updates between them.
 
     Args:
         queries: [n, d], any floating or integer type.
@@ -72,13 +74,18 @@ def nearest_distances(queries: Tensor, references: Tensor | None, num_neighbors:
             f"num_neighbors is {num_neighbors}, but a row has {available} possible neighbors here: "
             f"give 1 <= num_neighbors <= {available}, or more rows"
         )
-    num_candidates = min(num_neighbors + _SPARE_CANDIDATES, len(references))
+    few = len(queries) * references.numel() <= _FEW_SUBTRACTIONS
+    if few or queries.device.type != "cpu":
+        return _subtract_all_pairs(queries, references, num_neighbors, among_themselves)
+    from sklearn.neighbors import NearestNeighbors
+
     center = references.mean(0, dtype=torch.float64)  # small norms keep the product form accurate
-    found = [
-        _refine(block, references, _candidates(block, references, center, num_candidates, start, among_themselves))
-        for start, block in _blocks(queries, _QUERY_BLOCK)
-    ]
-    return torch.cat(found)[:, :num_neighbors]
+    search = NearestNeighbors(n_neighbors=min(num_neighbors + _SPARE_CANDIDATES, available), algorithm="brute")
+    search.fit((references.double() - center).numpy())
+    centered = None if among_themselves else (queries.double() - center).numpy()
+    candidates = torch.from_numpy(search.kneighbors(centered, return_distance=False))
+    exact = [torch.linalg.vector_norm(queries.double() - references[column].double(), dim=1) for column in candidates.T]
+    return torch.stack(exact, 1).sort(1).values[:, :num_neighbors]
 
 
 def knn_kl(x: Tensor, y: Tensor, num_neighbors: int = 5, allow_unequal: bool = False) -> KLEstimate:
@@ -186,41 +193,16 @@ def _average(estimates: list[KLEstimate], dimension: int) -> KLEstimate:
     )
 
 
-def _candidates(
-    queries: Tensor, references: Tensor, center: Tensor, num_candidates: int, start: int, exclude_self: bool
-) -> Tensor:
-    """Return the indices [q, num_candidates] of the nearest references by |r|^2 - 2 q.r, block by block."""
-    centered = queries.double() - center
-    best = torch.full((len(queries), 0), torch.inf, dtype=torch.float64, device=queries.device)
-    indices = torch.zeros((len(queries), 0), dtype=torch.int64, device=queries.device)
-    for offset, block in _blocks(references, _REFERENCE_BLOCK):
-        shifted = block.double() - center
-        distances = torch.addmm(shifted.square().sum(1), centered, shifted.T, alpha=-2)
-        if exclude_self:
-            own = torch.arange(start, start + len(queries), device=queries.device) - offset
-            inside = (own >= 0) & (own < len(block))
-            distances[inside, own[inside]] = torch.inf
-        numbers = torch.arange(offset, offset + len(block), device=queries.device).expand(len(queries), -1)
-        best, chosen = torch.cat([best, distances], 1).topk(
-            min(num_candidates, best.shape[1] + len(block)), largest=False
-        )
-        indices = torch.cat([indices, numbers], 1).gather(1, chosen)
-    # The row itself, at infinity, may be among the candidates of a small set: it is last, and cut here.
-    return indices[:, : min(num_candidates, len(references) - exclude_self)]
-
-
-def _refine(queries: Tensor, references: Tensor, indices: Tensor) -> Tensor:
-    """Return the distances to the candidates by direct subtraction, ascending: [q, num_candidates]."""
-    rows = max(1, _REFINE_ELEMENTS // (indices.shape[1] * queries.shape[1]))
-    exact = [
-        torch.linalg.vector_norm(block.double()[:, None] - references[indices[start : start + rows]].double(), dim=-1)
-        for start, block in _blocks(queries, rows)
-    ]
-    return torch.cat(exact).sort(1).values
-
-
-def _blocks(rows: Tensor, size: int) -> list[tuple[int, Tensor]]:
-    return [(start, rows[start : start + size]) for start in range(0, len(rows), size)]
+def _subtract_all_pairs(queries: Tensor, references: Tensor, num_neighbors: int, among_themselves: bool) -> Tensor:
+    """Return the same as `nearest_distances`, without candidates: n m d subtractions."""
+    rows, found = max(1, _BLOCK_ELEMENTS // len(references)), []
+    for start in range(0, len(queries), rows):
+        block = queries[start : start + rows].double()
+        distances = torch.cdist(block, references.double(), compute_mode="donot_use_mm_for_euclid_dist")
+        if among_themselves:
+            distances.diagonal(start).fill_(torch.inf)
+        found.append(distances.topk(num_neighbors, largest=False).values)
+    return torch.cat(found)
 
 
 def _require_rows(name: str, rows: Tensor) -> None:

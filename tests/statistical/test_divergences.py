@@ -3,13 +3,21 @@
 import gzip
 import math
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from pipeline.metrics.divergences import RELATIVE_FLOOR, forward_reverse_kl, knn_kl, nearest_distances
+from pipeline.metrics.divergences import (
+    RELATIVE_FLOOR,
+    _subtract_all_pairs,
+    forward_reverse_kl,
+    knn_kl,
+    nearest_distances,
+)
 
 
 def normal(seed: int, *shape: int) -> torch.Tensor:
@@ -27,8 +35,16 @@ def brute_force_kl(x: np.ndarray, y: np.ndarray, k: int) -> float:
     return d / n * total + math.log(len(y) / (n - 1))
 
 
+@pytest.fixture(params=["all pairs", "candidates"])
+def way(request, monkeypatch):
+    """Each way to find neighbors, whatever the size of the sets."""
+    monkeypatch.setattr(
+        "pipeline.metrics.divergences._FEW_SUBTRACTIONS", {"all pairs": 1 << 60, "candidates": 0}[request.param]
+    )
+
+
 @pytest.mark.parametrize("k", [1, 3, 5])
-def test_equals_the_printed_formula_with_its_logarithm(k):
+def test_equals_the_printed_formula_with_its_logarithm(way, k):
     x, y = normal(1, 13, 7), 2 + normal(2, 13, 7)
     estimate = knn_kl(x, y, k)
     assert estimate.nats == pytest.approx(brute_force_kl(x.numpy(), y.numpy(), k), rel=1e-12)
@@ -38,7 +54,7 @@ def test_equals_the_printed_formula_with_its_logarithm(k):
     assert unequal.nats == pytest.approx(brute_force_kl(x.numpy(), y[:11].numpy(), k), rel=1e-12)
 
 
-def test_distances_are_exact_where_the_product_form_cancels():
+def test_distances_are_exact_where_the_product_form_cancels(way):
     # Far from the origin |a|^2 + |b|^2 - 2ab in float64 has an error near 1e-8 in squared distances of 1e-6.
     x = 1e4 + 1e-3 * normal(3, 211, 17)
     expected = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").sort(1).values[:, 1:6]
@@ -48,14 +64,46 @@ def test_distances_are_exact_where_the_product_form_cancels():
     torch.testing.assert_close(nearest_distances(x, other, 3), expected, rtol=1e-12, atol=0)
 
 
-def test_distances_do_not_depend_on_the_block_boundaries(monkeypatch):
+@pytest.mark.parametrize("block", [1 << 27, 300])
+def test_small_sets_and_a_gpu_have_the_distances_of_large_sets(block, monkeypatch):
+    """All pairs subtracted, in one block and in several, against scikit-learn's candidates."""
+    monkeypatch.setattr("pipeline.metrics.divergences._BLOCK_ELEMENTS", block)
+    monkeypatch.setattr("pipeline.metrics.divergences._FEW_SUBTRACTIONS", 0)
     x, y = normal(5, 101, 5), normal(6, 97, 5)
-    whole, whole_self = nearest_distances(x, y, 7), nearest_distances(x, None, 7)
-    for name, size in (("_QUERY_BLOCK", 19), ("_REFERENCE_BLOCK", 13), ("_REFINE_ELEMENTS", 300)):
-        monkeypatch.setattr(f"pipeline.metrics.divergences.{name}", size)
-    torch.testing.assert_close(nearest_distances(x, y, 7), whole, rtol=1e-12, atol=0)
-    torch.testing.assert_close(nearest_distances(x, None, 7), whole_self, rtol=1e-12, atol=0)
-    assert nearest_distances(x[:8], None, 7).shape == (8, 7) and torch.isfinite(nearest_distances(x[:8], None, 7)).all()
+    x[3], x[50:60], y[7] = x[2], x[60], x[0]  # equal rows: at exactly 0 on both
+    for references in (None, y):
+        expected = nearest_distances(x, references, 7)
+        found = _subtract_all_pairs(x, x if references is None else references, 7, references is None)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+
+
+def test_a_row_is_not_its_own_neighbor_in_the_smallest_set_and_among_copies(way):
+    x = normal(5, 8, 5)
+    whole = torch.cdist(x, x).fill_diagonal_(torch.inf).sort(1).values[:, :7]
+    torch.testing.assert_close(nearest_distances(x, None, 7), whole, rtol=1e-12, atol=0)
+    copies = x[[0] * 40 + [1]]  # more copies than candidates
+    assert nearest_distances(copies, None, 5)[:40].eq(0).all()
+    assert nearest_distances(copies, None, 5)[40].eq(torch.linalg.vector_norm(x[1] - x[0])).all()
+
+
+def test_distances_do_not_depend_on_the_number_of_threads():
+    """In processes of their own: scikit-learn's loops and the libraries below count their threads when they start."""
+    code = (
+        "import hashlib, torch; from pipeline.metrics.divergences import nearest_distances as f; "
+        "g = torch.Generator().manual_seed(0); x, y = (torch.randn(700, 300, generator=g) for _ in range(2)); x[5:40] = x[4]; "
+        "print(hashlib.sha256(b''.join(f(x, r, 5).numpy().tobytes() for r in (None, y, y[:50]))).hexdigest())"
+    )
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for threads in (1, 2, 3)
+    }
+    assert len(said) == 1 and len(said.pop()) == 65
 
 
 # Per row, d log rho_k and d log nu_k are logarithms of Gamma(k) variables plus log densities: their difference has

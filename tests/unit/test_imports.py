@@ -15,7 +15,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "faiss": ("pipeline.critics.faiss_search",),
     "pydantic": ("pipeline.config",),
     "triton": ("pipeline.fused",),
-    "sklearn": ("pipeline.critics.forest", "data_prep.mnist"),
+    "sklearn": ("pipeline.critics.forest", "pipeline.metrics.divergences", "data_prep.mnist"),
     "webdataset": ("pipeline.data.shards", "data_prep"),
     "torch.distributed": ("pipeline.comm",),
     "torch.nn.parallel": ("pipeline.training.gan", "pipeline.training.autoencoder"),
