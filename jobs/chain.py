@@ -43,7 +43,7 @@ from pipeline.tracking import is_away
 from pipeline.training.checkpoint import Checkpoint, load_latest, save_checkpoint
 
 FACES = {"faces_quick": 4000, "faces_toy": 500}
-"""Stand-in faces that a recipe draws when no CelebA is given; 4 000 for any other."""
+"""Number of synthetic faces that a recipe draws when no CelebA is given; 4 000 for any other."""
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class Chain:
     # --- data ---------------------------------------------------------------------------------------------------------
 
     def source(self) -> CelebASource:
-        """The photographs given, or the stand-in, drawn if it is not there yet."""
+        """The photographs given, or synthetic faces, drawn if they are not there yet."""
         if self.args.celeba is not None:
             return open_celeba(self.args.celeba)
         count = FACES.get(self.args.recipe, 4000)
