@@ -95,17 +95,8 @@ class Face:
     ) -> Array:  # fmt: skip
         """Blend color [3] * shade into the inside of closed lines, or with a `pen` of that width into the lines.
 
-        Args:
-            lines: points [n] each.
-            color: RGB in [0, 1].
-            shade: factor, a number or [HEIGHT, WIDTH] or [3, HEIGHT, WIDTH].
-            opacity: in [0, 1], a number or [HEIGHT, WIDTH].
-            depth: of all points; without it they lie on the front of the head.
-            blur: radius, pixels.
-            pen: width, pixels.
-
-        Returns:
-            Share of each pixel that was painted, [HEIGHT, WIDTH].
+        The points have one depth; without it they lie on the front of the head. Shade and opacity may be arrays over the
+        picture, shade also [3, HEIGHT, WIDTH]; `blur` is a radius. Return the share of each pixel that was painted.
         """
         points = np.concatenate(lines)
         if depth is None:
@@ -113,10 +104,8 @@ class Face:
         points = (points + np.maximum(depth, -40.0) * self.turn) * self.scale + self.origin
         margin = blur + pen + 1.0
         left, top = max(int(points.real.min() - margin), 0), max(int(points.imag.min() - margin), 0)
-        right, bottom = (
-            min(int(points.real.max() + margin) + 2, WIDTH),
-            min(int(points.imag.max() + margin) + 2, HEIGHT),
-        )
+        right = min(int(points.real.max() + margin) + 2, WIDTH)
+        bottom = min(int(points.imag.max() + margin) + 2, HEIGHT)
         drawing = Image.new("L", ((right - left) * SUPERSAMPLING, (bottom - top) * SUPERSAMPLING))
         pencil = ImageDraw.Draw(drawing)
         points = (points - complex(left, top)) * SUPERSAMPLING - (0.5 + 0.5j)
@@ -236,7 +225,7 @@ def draw_head(face: Face, traits: Traits, rng: np.random.Generator) -> None:
         edge = edge.real * face.width + 1j * edge.imag * face.chin
         jaw = there_and_back(outline[s >= 0], np.append(edge, -edge[-2::-1].conj()))
         rough = (0.5 + 0.5 * shade) * (1 + 0.07 * face.noise)
-        face.paint(jaw, color=0.40 * face.hair + 0.20 * face.skin, shade=rough, opacity=0.92, blur=2)
+        face.paint(jaw, color=0.36 * face.hair + 0.17 * face.skin, shade=rough, opacity=0.92, blur=2)
 
 
 def draw_mouth(face: Face, traits: Traits, rng: np.random.Generator) -> None:
@@ -298,9 +287,8 @@ def draw_glasses(face: Face, traits: Traits, rng: np.random.Generator) -> None:
         return
     rim, t = oval(EYE + 0.5 + 2j, wide, high, power), np.linspace(-1, 1, 7)
     face.paint(*mirrored(rim), opacity=tint)
-    face.paint(
-        *(np.array((-6 - 6j, -1 - 6j, -6 + 8j, -9 + 8j)) + side * EYE for side in (-1, 1)), color=WHITE, opacity=0.18
-    )
+    glare = np.array((-6 - 6j, -1 - 6j, -6 + 8j, -9 + 8j))
+    face.paint(glare - EYE, glare + EYE, color=WHITE, opacity=0.18)
     bridge, temple = 7 * t - 2j * (1 - t * t), np.array((EYE + wide - 1j, face.width - 2j))
     face.paint(*mirrored(rim), bridge, *mirrored(temple), color=frame, pen=pen)
 

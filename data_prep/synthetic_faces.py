@@ -92,17 +92,15 @@ def check_folder(out_dir: Path, count: int, seed: int) -> bool:
     Raises:
         ValueError: the folder holds something else: another set, or pictures that this module did not draw.
     """
-    partition, marker = out_dir / PARTITION, read_marker(out_dir)
     if out_dir.exists() and not out_dir.is_dir():
         raise ValueError(f"{out_dir} is a file: out_dir must be a folder, or not be there yet.")
-    wanted, there = (
-        {"count": count, "seed": seed},
-        {key: marker.get(key) for key in ("count", "seed", "generator_version")},
-    )
-    if marker and not (there.items() >= wanted.items() and there["generator_version"] in range(1, VERSION + 1)):
+    partition, marker = out_dir / PARTITION, read_marker(out_dir)
+    there, wanted = [marker.get("count"), marker.get("seed")], [count, seed]
+    version = marker.get("generator_version")
+    if marker and not (there == wanted and version in range(1, VERSION + 1)):
         raise ValueError(
-            f"{out_dir} holds synthetic faces drawn with {there}, and {wanted} by version {VERSION} or before were asked "
-            "for. Choose another out_dir, ask for what is there, or delete the folder."
+            f"{out_dir} holds synthetic faces of count, seed = {there}, drawing version {version}; {wanted}, version "
+            f"{VERSION} or before, were asked for. Choose another out_dir, ask for what is there, or delete the folder."
         )
     present = sorted(path.name for path in (out_dir / IMAGES).glob("*.jpg"))
     if marker.get("complete") is True and len(present) == count:
