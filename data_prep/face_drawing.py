@@ -59,7 +59,7 @@ class Face:
 
     def __init__(self, traits: Traits, rng: np.random.Generator):
         """Choose what several layers share."""
-        yaw = POSES[traits.pose] * rng.uniform(0.24, 0.36) + rng.uniform(-0.05, 0.05)
+        yaw = POSES[traits.pose] * rng.uniform(0.23, 0.34) + rng.uniform(-0.05, 0.05)
         self.turn, self.scale = complex(yaw, rng.uniform(-0.12, 0.12)), rng.uniform(0.95, 1.05)
         self.origin = CENTER + complex(*rng.uniform(-1.8, 1.8, 2))
         self.light, self.ambient = rng.uniform(-0.9, 0.9), rng.uniform(0.35, 0.6)  # from the left .. right; soft share
@@ -120,7 +120,7 @@ class Face:
         mask, window = np.zeros((HEIGHT, WIDTH), np.float32), (slice(top, bottom), slice(left, right))
         mask[window] = drawing
         mask[window] *= np.broadcast_to(np.float32(opacity) / 255, mask.shape)[window]
-        shade = np.broadcast_to(np.float32(shade), self.pixels.shape)
+        shade = np.broadcast_to(np.asarray(shade, np.float32), self.pixels.shape)
         for channel in range(3):
             part = self.pixels[channel][window]
             part += mask[window] * (float(color[channel]) * shade[channel][window] - part)
@@ -219,13 +219,15 @@ def draw_head(face: Face, traits: Traits, rng: np.random.Generator) -> None:
     blush = face.bumps((25, 22, 13, 9, -6, rng.uniform(0.0, 0.14)))
     tinted = np.stack([shade * (1.1 - 0.1 * shade), shade * (1.0 - blush), shade * (1.0 - 0.8 * blush)])
     head = face.paint(outline, color=face.skin, shade=tinted)
-    face.pixels += 0.09 * head * np.square(np.square(np.square(np.square(shine))))
+    for _ in range(4):
+        shine *= shine  # to the power of 16
+    face.pixels += 0.09 * head * shine
     if traits.beard:
-        edge = np.array((1.0, 0.84 + 0.34j, 0.64 + 0.46j, 0.42 + 0.46j, 0.1 + 0.43j, 0.44j))
+        edge = np.array((1.0, 0.84 + 0.34j, 0.64 + 0.46j, 0.42 + 0.44j, 0.1 + 0.40j, 0.42j))
         edge = edge.real * face.width + 1j * edge.imag * face.chin
         jaw = there_and_back(outline[s >= 0], np.append(edge, -edge[-2::-1].conj()))
         rough = (0.5 + 0.5 * shade) * (1 + 0.07 * face.noise)
-        face.paint(jaw, color=0.36 * face.hair + 0.17 * face.skin, shade=rough, opacity=0.92, blur=2)
+        face.paint(jaw, color=0.36 * face.hair + 0.17 * face.skin, shade=rough, opacity=0.92, blur=3)
 
 
 def draw_mouth(face: Face, traits: Traits, rng: np.random.Generator) -> None:
@@ -238,7 +240,7 @@ def draw_mouth(face: Face, traits: Traits, rng: np.random.Generator) -> None:
     arc, line = 1.0 - t * t, wide * t + 1j * (41.0 + bend * (0.4 - t * t))
     lips = (1 - red) * face.skin * (0.82, 0.55, 0.55) + red * np.array((0.72, 0.16, 0.24))
     upper, lower = full * arc**0.8 * (1.0 - 0.3 * np.exp(-((t / 0.15) ** 2))), opening * arc + 1.25 * full * arc**0.8
-    layers = [(-upper, opening * arc, lips, 0.72), ((opening - 1) * arc, lower, lips, 0.94)]
+    layers = [(-upper, opening * arc, lips, 0.72), ((opening - 1) * arc, lower, lips, 1.1)]
     if traits.smile:
         layers += [(0 * t, opening * arc, 0.25 * WHITE, 0.6), (0 * t, 0.8 * opening * arc, 0.95 * WHITE, 0.95)]
     for above, below, color, light in layers:
@@ -281,7 +283,7 @@ def draw_front_hair(face: Face, outline: Array, strands: Array, rng: np.random.G
 
 def draw_glasses(face: Face, traits: Traits, rng: np.random.Generator) -> None:
     """Paint glasses: lenses with a tint and a reflection, frames, bridge and temples."""
-    power, wide, high, pen = rng.choice((1.0, 0.55)), rng.uniform(13, 15), rng.uniform(10, 12), rng.uniform(2.0, 2.8)
+    power, wide, high, pen = rng.choice((1.0, 0.55)), rng.uniform(13, 15), rng.uniform(10, 12), rng.uniform(1.8, 2.4)
     frame, tint = any_color(rng, 0.05, 0.3), float(rng.choice((0.2, 0.35, 0.7), p=(0.5, 0.4, 0.1)))
     if not traits.glasses:
         return
