@@ -99,9 +99,9 @@ class Face:
         picture, shade also [3, HEIGHT, WIDTH]; `blur` is a radius. Return the share of each pixel that was painted.
         """
         points = np.concatenate(lines)
-        if depth is None:
-            depth = 8.0 - 46.0 * (points.real / 47.0) ** 2 - 42.0 * np.clip(points.imag / -66.0, 0.0, 1.0) ** 3
-        points = (points + np.maximum(depth, -40.0) * self.turn) * self.scale + self.origin
+        front = 8.0 - 46.0 * (points.real / 47.0) ** 2 - 42.0 * np.clip(points.imag / -66.0, 0.0, 1.0) ** 3
+        depths = np.maximum(front, -40.0) if depth is None else depth
+        points = (points + depths * self.turn) * self.scale + self.origin
         margin = blur + pen + 1.0
         left, top = max(int(points.real.min() - margin), 0), max(int(points.imag.min() - margin), 0)
         right = min(int(points.real.max() + margin) + 2, WIDTH)
@@ -118,12 +118,12 @@ class Face:
         if blur:
             drawing = drawing.filter(ImageFilter.BoxBlur(blur))
         mask, window = np.zeros((HEIGHT, WIDTH), np.float32), (slice(top, bottom), slice(left, right))
-        mask[window] = drawing
-        mask[window] *= np.broadcast_to(np.float32(opacity) / 255, mask.shape)[window]
+        share = np.broadcast_to(np.asarray(opacity, np.float32), mask.shape)[window] / 255
+        mask[window] = share = np.asarray(drawing) * share
         shade = np.broadcast_to(np.asarray(shade, np.float32), self.pixels.shape)
         for channel in range(3):
             part = self.pixels[channel][window]
-            part += mask[window] * (float(color[channel]) * shade[channel][window] - part)
+            part += share * (float(color[channel]) * shade[channel][window] - part)
         return mask
 
 
