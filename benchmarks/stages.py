@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import describe_machine, write_result
+from data_prep.face_drawing import draw_face
 from data_prep.images import crop_photograph
-from data_prep.synthetic_faces import draw_face
 from jobs.recipes import recipe
 from pipeline.comm import Comm
 from pipeline.config import AutoencoderConfig

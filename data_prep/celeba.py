@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.images import FILTER, crop_photograph, file_stamp, open_zip, read_photograph
+from data_prep.synthetic_faces import IMAGES, MARKER, read_marker
 from data_prep.tasks import (
     SPLITS,
     ShardResult,
@@ -39,9 +40,7 @@ from pipeline.data.manifest import Manifest, Problem
 from pipeline.data.shards import BLOCK_ROWS, write_shard
 from pipeline.files import canonical_hash
 
-IMAGES = "img_align_celeba"
 PARTITION = "list_eval_partition"
-MARKER = "synthetic_faces.json"
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,8 @@ class CelebASource:
         content_hash: sha256 over (name, size, crc) of every image, sorted, and every partition line, sorted. In a
             zip the crc is of the contents; in a folder only the size is known without reading every file, so an edit
             that keeps the size goes unnoticed there. It does not depend on where the data set lies.
+        drawing: version of the drawing of synthetic faces, 2 or more; None for version 1, whose manifests name none,
+            and for photographs.
     """
 
     images: str
@@ -65,11 +66,16 @@ class CelebASource:
     names: Mapping[str, tuple[str, ...]]
     problems: tuple[Problem, ...]
     content_hash: str
+    drawing: int | None = None
 
     @property
     def total(self) -> int:
         """Number of images, present or listed."""
         return sum(map(len, self.names.values())) + len(self.problems)
+
+    def describe(self, settings: "PixelSettings") -> dict[str, Any]:
+        """Return what the manifest of its pixels records: the settings, and the version of the drawing if there is one."""
+        return settings.describe() | ({} if self.drawing is None else {"drawing": self.drawing})
 
 
 @dataclass(frozen=True)
@@ -146,9 +152,11 @@ def open_celeba(path: str | Path) -> CelebASource:
     lines = [f"{name} {sizes[name]}" for name in sorted(sizes)]
     lines += [f"{name} {partition[name]}" for name in sorted(partition)]
     digest = hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
-    synthetic = any((place / MARKER).is_file() for place in (images.parent, partition_path.parent))
-    dataset = "synthetic-faces" if synthetic else "celeba"
-    return CelebASource(str(images), folder, dataset, names, tuple(problems), digest)
+    marked = [place for place in (images.parent, partition_path.parent) if (place / MARKER).is_file()]
+    version = read_marker(marked[0]).get("generator_version") if marked else None
+    drawing = version if isinstance(version, int) and version > 1 else None
+    dataset = "synthetic-faces" if marked else "celeba"
+    return CelebASource(str(images), folder, dataset, names, tuple(problems), digest, drawing)
 
 
 def _find_images(root: Path) -> tuple[Path, str, dict[str, str]]:
@@ -289,7 +297,7 @@ def finish_pixels(
     check_problems(problems, source.total, settings.max_bad_share)
     shape = (settings.size, settings.size, 3)
     manifest = Manifest(
-        "pixels", source.dataset, source.content_hash, settings.describe(), shape, build_splits(ordered), problems
+        "pixels", source.dataset, source.content_hash, source.describe(settings), shape, build_splits(ordered), problems
     )
     return finish(Path(out_dir), manifest)
 
@@ -303,7 +311,7 @@ def pixels_up_to_date(
         BadImagesError: it does, but with more missing or broken images than the settings now allow.
     """
     settings = settings or PixelSettings()
-    manifest = find_finished(Path(out_dir), "pixels", source.content_hash, settings.describe(), verify)
+    manifest = find_finished(Path(out_dir), "pixels", source.content_hash, source.describe(settings), verify)
     if manifest is None or manifest.dataset != source.dataset:
         return None
     check_problems(manifest.problems, source.total, settings.max_bad_share)

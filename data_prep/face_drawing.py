@@ -1,605 +1,343 @@
-"""Draw one parametric portrait in the layout of an aligned CelebA image: `render(face, rng)`.
+"""Draw one portrait in the layout of an aligned CelebA photograph, with six known traits: `draw_face(seed, index)`.
 
-A face is a height field (an ellipsoid head with bumps for brow, nose, cheeks, lips and chin) lit by one directional
-light, under layers of soft masks (eyes, brows, mouth, hair, glasses, hat). Height and masks are sums of Gaussians and
-bands between curves, which numpy draws in about ten milliseconds, and which give the smooth tonal structure of a
-photograph: dark eye regions, bright forehead, cheeks and nose bridge, shadow under the nose and chin.
+A face is painted in layers from back to front. A layer is a shape (lines that Pillow fills, supersampled) times a color
+times a shading (sums of Gaussians and a light from one side, in numpy). The traits are independent of each other and of
+all else that varies: skin, hairstyle, proportions, clothes, light, background and placement.
 
-Coordinates: u to the right and v down, in pixels of the 178x218 image, with the origin midway between the eyes
-(which CelebA's alignment puts near (69, 111) and (108, 111)). Colors are linear light in [0, 1] (square root of light
-is what is stored, close to sRGB), so that shading multiplies. Which faces there are is not decided here but in
-`synthetic_faces.sample_face`.
+Points are complex numbers u + iv in pixels of the 178x218 image: u to the right, v down, from the point midway between
+the eyes, which CelebA's alignment puts at (69, 111) and (108, 111). They also have a depth toward the viewer, 0 at the
+eyes: a head that turns by angles with the tangents `turn` moves a point by depth * turn, and the eyes stay in place.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter
 
-Array = np.ndarray  # float32 wherever it is as large as the picture
-Window = tuple[slice, slice]
-
+Array = np.ndarray
 WIDTH, HEIGHT = 178, 218  # the aligned image, pixels
-EYE_CENTER = (88.5, 111.0)  # midway between the eyes in that image, pixels
-PAD = 13  # drawn around the image, so that the final small rotation and shift have something to bring in
-U = (np.arange(WIDTH + 2 * PAD) - EYE_CENTER[0] - PAD).astype(np.float32)[None, :]
-V = (np.arange(HEIGHT + 2 * PAD) - EYE_CENTER[1] - PAD).astype(np.float32)[:, None]
+CENTER = 88.5 + 111.0j  # midway between the eyes in that image, pixels
 EYE = 19.5  # half the distance between the eyes, pixels
-BALD = -65.0  # a hairline above this leaves the top of the head bare
+SUPERSAMPLING = 3
+POSES = {"left": -1.0, "front": 0.0, "right": 1.0}
+HAIR_COLORS = {"black": (26, 24, 28), "blond": (226, 184, 98), "brown": (124, 76, 46), "gray": (180, 183, 190)}
+SKINS = np.array([(244, 208, 186), (233, 188, 160), (222, 170, 134), (190, 136, 102), (152, 104, 76), (126, 86, 64)])
+IRISES = np.array([(66, 40, 26), (104, 66, 38), (78, 116, 84), (84, 122, 158), (120, 132, 142)]) / 255
+BLACK, WHITE = np.zeros(3), np.ones(3)
+# Bumps of the face toward the viewer, and hollows that less of the sky reaches: u (both sides where it is not 0), v,
+# width and height of a Gaussian, depth, and how high (pixels) or how dark (share).
+BUMPS = (
+    (17, -15, 13, 6, -4, 2.4), (19.5, 0, 11, 7, 0, -4.4), (19.5, 1, 7, 5, 0, 2.2), (0, 6, 4.5, 15, 8, 4.4),
+    (0, 23, 6, 7, 20, 7.0), (8, 25, 3.5, 3.5, 12, 3.2), (26, 20, 12, 10, -8, 3.6), (0, 40, 14, 9, 6, 3.6),
+)  # fmt: skip
+HOLLOWS = (
+    (18.5, -2, 13, 8, 0, 0.42), (10, -3, 4, 6, 2, 0.22), (19.5, 9, 9, 3, -2, 0.12), (9.5, 26, 2, 4, 10, 0.20),
+    (0, 32, 8, 3, 12, 0.28), (0, 54, 10, 3, 4, 0.20),
+)  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
+class Traits(NamedTuple):
+    """Known traits of a face: things worn, a beard, a smile, one of HAIR_COLORS, and the side it faces, one of POSES."""
+
+    glasses: bool
+    hat: bool
+    hair: str
+    beard: bool
+    smile: bool
+    pose: str
+
+
+def draw_traits(seed: int, index: int) -> Traits:
+    """Return the traits of face `index` of the set `seed`: independent, with equally likely colors and poses."""
+    rng = np.random.default_rng([seed, index, 1])
+    glasses, hat, beard, smile = (rng.random(4) < (0.4, 0.35, 0.4, 0.5)).tolist()
+    return Traits(glasses, hat, str(rng.choice(list(HAIR_COLORS))), beard, smile, str(rng.choice(list(POSES))))
+
+
 class Face:
-    """One face and how it is seen. Lengths in pixels, angles in radians, amounts in [0, 1], colors linear RGB."""
+    """A person, the light, and the picture under way: `pixels`, float32 [3, HEIGHT, WIDTH] in [0, 1]."""
 
-    # pose and placement
-    yaw: float  # > 0 turns the face toward +u
-    pitch: float  # > 0 lifts the chin
-    roll: float
-    scale: float
-    shift: tuple[float, float]
-    # light
-    light: tuple[float, float, float]  # direction toward the light: u, v, toward the viewer
-    light_color: tuple[float, float, float]
-    ambient: float
-    exposure: float
-    blur: float  # radius, pixels
-    noise: float  # standard deviation of the sensor's noise, in stored (square root) units
-    # head
-    skin: tuple[float, float, float]
-    face_width: float  # half the width at the eyes
-    jaw: float  # 0 pointed, 1 square
-    chin: float  # v of the chin
-    ears: float
-    wrinkles: float
-    blush: float
-    # eyes
-    eye_size: float  # half the width
-    eye_open: float  # half the opening
-    eye_tilt: float
-    iris: tuple[float, float, float]
-    gaze: tuple[float, float]
-    makeup: float
-    brow_thickness: float
-    brow_height: float
-    brow_arch: float
-    # nose and mouth
-    nose_width: float
-    nose_length: float
-    mouth_width: float
-    lips: float  # fullness, pixels
-    smile: float  # -0.3 sad .. 1 broad
-    mouth_open: float  # pixels
-    lipstick: float
-    lipstick_color: tuple[float, float, float]
-    # hair
-    hair: tuple[float, float, float]
-    hair_volume: float  # pixels outside the skull
-    hair_length: float  # v where the hair ends: about 10 short, 60 bob, 140 long
-    hairline: float  # v of the hairline at its top; above BALD there is hair at the sides only
-    hairline_power: float  # 2 round, 8 straight bangs
-    part: float  # u of the parting
-    part_depth: float  # how far the parting opens the forehead, pixels
-    wave: float
-    curl: float
-    beard: float
-    moustache: float
-    # things worn
-    glasses: str  # "none", "round", "square" or "sun"
-    frame_color: tuple[float, float, float]
-    hat: str  # "none", "beanie" or "brim"
-    hat_color: tuple[float, float, float]
-    clothes: tuple[float, float, float]
-    neckline: float  # depth, pixels
-    collar: bool
-    # background
-    background: tuple[tuple[float, float, float], tuple[float, float, float]]
-    background_angle: float
-    background_shapes: int
+    def __init__(self, traits: Traits, rng: np.random.Generator):
+        """Choose what several layers share."""
+        yaw = POSES[traits.pose] * rng.uniform(0.23, 0.34) + rng.uniform(-0.05, 0.05)
+        self.turn, self.scale = complex(yaw, rng.uniform(-0.12, 0.12)), rng.uniform(0.95, 1.05)
+        self.origin = CENTER + complex(*rng.uniform(-1.8, 1.8, 2))
+        self.light, self.ambient = rng.uniform(-0.9, 0.9), rng.uniform(0.35, 0.6)  # from the left .. right; soft share
+        low, share = divmod(rng.random() * (len(SKINS) - 1), 1)
+        skin = SKINS[int(low)] * (1 - share) + SKINS[int(low) + 1] * share
+        self.skin = skin / 255 * rng.uniform(0.97, 1.03, 3)
+        self.hair = np.array(HAIR_COLORS[traits.hair]) / 255 * rng.uniform(0.9, 1.1) * rng.uniform(0.97, 1.03, 3)
+        self.width, self.chin, self.jaw = rng.uniform(43, 48), rng.uniform(65, 74), rng.random()  # jaw: 1 is square
+        self.curl, self.volume = max(0.0, rng.uniform(-1, 1)), rng.uniform(6, 12)  # pixels of hair outside the skull
+        length = rng.choice((rng.uniform(14, 26), rng.uniform(50, 75), rng.uniform(100, 150)))  # short, bob or long
+        self.length = float(length)  # v at which the hair ends
+        self.noise = rng.standard_normal((HEIGHT, WIDTH), np.float32)
+        self.pixels = np.zeros((3, HEIGHT, WIDTH), np.float32)
+        self.u = ((np.arange(WIDTH, dtype=np.float32) + 0.5 - self.origin.real) / self.scale)[None, :]
+        self.v = ((np.arange(HEIGHT, dtype=np.float32) + 0.5 - self.origin.imag) / self.scale)[:, None]
 
+    def bumps(self, *bumps: tuple[float, ...]) -> Array:
+        """Return the sum of Gaussians given like BUMPS over the picture, [HEIGHT, WIDTH]."""
+        both = [*bumps, *((-bump[0], *bump[1:]) for bump in bumps if bump[0])]
+        u, v, su, sv, depth, amount = np.array(both, np.float32).T
+        across = np.exp(-(((self.u.T - u - depth * self.turn.real) / su) ** 2))
+        return (amount * np.exp(-(((self.v - v - depth * self.turn.imag) / sv) ** 2))) @ across.T
 
-def window(u0: float, u1: float, v0: float, v1: float) -> Window:
-    """Returns the (rows, columns) slices of the canvas that hold u0 <= u <= u1 and v0 <= v <= v1."""
-    rows = slice(max(0, int(v0 - V[0, 0])), max(0, int(v1 - V[0, 0]) + 2))
-    columns = slice(max(0, int(u0 - U[0, 0])), max(0, int(u1 - U[0, 0]) + 2))
-    return rows, columns
+    def round(self, depth: float, half: float) -> Array:
+        """Return the shading [1, WIDTH] of an upright cylinder of this half width with its axis at this depth."""
+        x = np.clip((self.u - depth * self.turn.real) / half, -0.98, 0.98)
+        lit = np.clip(0.8 * np.sqrt(1.0 - x * x) + 0.6 * self.light * x, 0.0, 1.0)
+        return np.sqrt(self.ambient + (1.0 - self.ambient) * lit)
+
+    def paint(
+        self, *lines: Array, color: Array = BLACK, shade: Array | float = 1.0, opacity: Array | float = 1.0,
+        depth: float | None = None, blur: float = 0.0, pen: float = 0.0,
+    ) -> Array:  # fmt: skip
+        """Blend color [3] * shade into the inside of closed lines, or with a `pen` of that width into the lines.
+
+        The points have one depth; without it they lie on the front of the head. Shade and opacity may be arrays over the
+        picture, shade also [3, HEIGHT, WIDTH]; `blur` is a radius. Return the share of each pixel that was painted.
+        """
+        points = np.concatenate(lines)
+        front = 8.0 - 46.0 * (points.real / 47.0) ** 2 - 42.0 * np.clip(points.imag / -66.0, 0.0, 1.0) ** 3
+        depths = np.maximum(front, -40.0) if depth is None else depth
+        points = (points + depths * self.turn) * self.scale + self.origin
+        margin = blur + pen + 1.0
+        left, top = max(int(points.real.min() - margin), 0), max(int(points.imag.min() - margin), 0)
+        right = min(int(points.real.max() + margin) + 2, WIDTH)
+        bottom = min(int(points.imag.max() + margin) + 2, HEIGHT)
+        drawing = Image.new("L", ((right - left) * SUPERSAMPLING, (bottom - top) * SUPERSAMPLING))
+        pencil = ImageDraw.Draw(drawing)
+        points = (points - complex(left, top)) * SUPERSAMPLING - (0.5 + 0.5j)
+        for line in np.split(points, np.cumsum([len(line) for line in lines[:-1]])):
+            if pen:
+                pencil.line(line.view(float).tolist(), 255, round(pen * SUPERSAMPLING))
+            else:
+                pencil.polygon(line.view(float).tolist(), 255)
+        drawing = drawing.reduce(SUPERSAMPLING)
+        if blur:
+            drawing = drawing.filter(ImageFilter.BoxBlur(blur))
+        mask, window = np.zeros((HEIGHT, WIDTH), np.float32), (slice(top, bottom), slice(left, right))
+        share = np.broadcast_to(np.asarray(opacity, np.float32), mask.shape)[window] / 255
+        mask[window] = share = np.asarray(drawing) * share
+        shade = np.broadcast_to(np.asarray(shade, np.float32), self.pixels.shape)
+        for channel in range(3):
+            part = self.pixels[channel][window]
+            part += share * (float(color[channel]) * shade[channel][window] - part)
+        return mask
 
 
-WHOLE: Window = (slice(None), slice(None))
-HEAD = window(-64, 64, -78, 80)
+def mirrored(line: Array) -> tuple[Array, Array]:
+    """Return a line at the right of the face and the same at the left."""
+    return line, -line.conj()
 
 
-def at(win: Window) -> tuple[Array, Array]:
-    """Returns the window's coordinates u [1, w] and v [h, 1]."""
-    return U[:, win[1]], V[win[0]]
+def there_and_back(line: Array, other: Array) -> Array:
+    """Return the closed line along one line and back along the other."""
+    return np.append(line, other[::-1])
 
 
-def bump(win: Window, u0: float, v0: float, su: float, sv: float) -> Array:
-    """Returns exp(-((u - u0) / su)^2 - ((v - v0) / sv)^2) on the window, [h, w]."""
-    u, v = at(win)
-    return np.exp(-(((v - v0) / sv) ** 2)) * np.exp(-(((u - u0) / su) ** 2))
+def oval(center: complex, ru: float, rv: float, power: float = 1.0) -> Array:
+    """Return an ellipse as a closed line [40], or with a smaller power something between it and a rectangle."""
+    angle = np.linspace(0, 2 * np.pi, 40)
+    c, s = np.cos(angle), np.sin(angle)
+    return center + ru * np.sign(c) * np.abs(c) ** power + 1j * rv * np.sign(s) * np.abs(s) ** power
 
 
-def step(distance: Array, softness: float = 1.0) -> Array:
-    """Returns a soft 0 -> 1 edge where `distance` (pixels) crosses 0, `softness` pixels wide on either side."""
-    t = distance * (0.5 / softness) + 0.5
-    np.minimum(np.maximum(t, 0.0, out=t), 1.0, out=t)
-    return t * t * (3.0 - 2.0 * t)
+def any_color(rng: np.random.Generator, low: float, high: float, vivid: float = 1.0) -> Array:
+    """Return a random color whose largest channel is between low and high; `vivid` in [0, 1] bounds its saturation."""
+    color, vivid = rng.random(3), vivid * rng.random()
+    return rng.uniform(low, high) * (1.0 - vivid + vivid * color / color.max())
 
 
-def band(v: Array, top: Array, bottom: Array, softness: float = 0.8) -> Array:
-    """Returns the soft mask of top(u) < v < bottom(u)."""
-    return step(v - top, softness) * step(bottom - v, softness)
+# Layers, in the order of painting. Each takes its random numbers before it asks for traits, so that another trait
+# changes nothing else.
 
 
-def disc(win: Window, u0: float, v0: float, ru: float, rv: float, softness: float = 0.8, power: float = 2.0) -> Array:
-    """Returns the soft mask of a (super)ellipse with radii ru and rv."""
-    u, v = at(win)
-    r = np.abs((u - u0) / ru) ** power + np.abs((v - v0) / rv) ** power
-    # Toward the outline both forms are the distance; the second spares a power of every pixel.
-    inside = 1.0 - np.sqrt(r) if power == 2.0 else (1.0 - r) / power
-    return step(inside * min(ru, rv), softness)
+def draw_background(face: Face, rng: np.random.Generator) -> None:
+    """Paint two colors that blend: a wall, or something far out of focus."""
+    first, second = any_color(rng, 0.15, 0.95, 0.8), any_color(rng, 0.15, 0.95, 0.8)
+    coarse = Image.fromarray(rng.random((rng.integers(2, 7), rng.integers(2, 7)), np.float32))
+    blend = np.asarray(coarse.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)) * rng.uniform(0.3, 1.0)
+    face.pixels += np.multiply.outer(np.float32(first), 1 - blend) + np.multiply.outer(np.float32(second), blend)
 
 
-def smooth_noise(rng: np.random.Generator, rows: int, columns: int) -> Array:
-    """Returns a smooth random field over the canvas, standard deviation about 0.7, from rows x columns values."""
-    coarse = Image.fromarray(rng.standard_normal((rows, columns), dtype=np.float32))
-    return np.asarray(coarse.resize((U.size, V.size), Image.Resampling.BICUBIC))
+def draw_back_hair(face: Face, rng: np.random.Generator) -> tuple[Array, Array]:
+    """Paint the hair behind the head; return its outline [84] and the brightness of its strands [HEIGHT, WIDTH]."""
+    angle, down, wide = np.linspace(np.pi, 2 * np.pi, 60), np.linspace(0, 1, 12), face.width + face.volume
+    rough = 1.0 + 0.02 * face.curl * np.sin(angle * 24 + rng.uniform(0, 6))
+    top = rough * (wide * np.cos(angle) + 1j * (62.0 + 1.2 * face.volume) * np.sin(angle))
+    side = wide + (8.0 * down**2 if face.length > 30 else -5.0 * down) + 1j * (face.length + 6.0) * down
+    outline = np.concatenate([-side[::-1].conj(), top, side]) - 6j
+    # Strands fan out from the part over the skull and hang straight below it.
+    part, wave, phase = rng.uniform(-20, 20), rng.uniform(0, 6), rng.uniform(0, 6)
+    height = np.clip((-8.0 - face.v) / 80.0, 0.0, 0.96)
+    across = (face.u - part * height + 38.0 * face.turn.real) / np.sqrt(1.0 - height**2)
+    across = across + wave * np.sin(face.v * 0.1 + phase)
+    locks = sum(np.interp(np.arange(1024), np.linspace(0, 1024, n), 0.12 * rng.standard_normal(n)) for n in (40, 300))
+    strands = np.asarray(locks, np.float32)[(across * 2.3 + 512.0).astype(int) & 1023]
+    curls = Image.fromarray(rng.standard_normal((40, 34), np.float32)).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
+    strands = 1.0 + (1.0 - 0.7 * face.curl) * strands + 0.16 * face.curl * np.asarray(curls)
+    face.paint(outline, color=face.hair, shade=0.62 * strands, blur=0.6)
+    return outline, strands
 
 
-def paint(canvas: Array, win: Window, mask: Array, color, shade: Array | float = 1.0) -> None:
-    """Blends color * shade into the canvas [3, H, W] where the mask [h, w] is, in place."""
-    for channel in range(3):
-        part = canvas[channel][win]
-        part += mask * (float(color[channel]) * shade - part)
+def draw_body(face: Face, rng: np.random.Generator) -> None:
+    """Paint the neck with the chin's shadow, and the clothes."""
+    neck, clothes = face.width * rng.uniform(0.56, 0.68), any_color(rng, 0.15, 0.95)
+    throat = oval(1j * face.chin, neck, 60, 0.5)
+    shown = face.paint(throat, color=face.skin, shade=face.round(-30, neck), depth=-30)
+    face.paint(oval(1j * (face.chin - 8), neck * 1.2, 26), opacity=0.42 * shown, depth=-10, blur=6)
+    u = np.linspace(-130, 130, 53)
+    top = face.chin + 17 + rng.uniform(0.2, 0.45) * np.maximum(np.abs(u) - neck, 0)
+    collar = u + 1j * (top + rng.uniform(4, 24) * np.exp(-((u / (neck * rng.uniform(0.8, 1.1))) ** 2)))
+    shoulders = np.append(collar, (150 + 150j, -150 + 150j))
+    face.paint(shoulders, color=clothes, shade=face.round(-30, 120), depth=-30, blur=0.5)
+    face.paint(collar + 1j, opacity=0.25, depth=-30, pen=2.5, blur=1)
 
 
-def darken(canvas: Array, win: Window, amount: Array, warm: float = 0.25) -> None:
-    """Multiplies the canvas by 1 - amount, less so in red by `warm` (light bleeds red through skin), in place."""
-    for channel, keep in enumerate((1.0 - warm, 1.0, 1.0)):
-        canvas[channel][win] *= 1.0 - keep * amount
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Layers, in the order of painting
-
-
-def draw_background(canvas: Array, face: Face, rng: np.random.Generator) -> None:
-    """Paints a gradient with out-of-focus shapes."""
-    du, dv = float(np.cos(face.background_angle)), float(np.sin(face.background_angle))
-    t = step(U * du + V * dv, 130.0)
-    for channel in range(3):
-        first, second = face.background[0][channel], face.background[1][channel]
-        canvas[channel] = first + t * (second - first)
-    for _ in range(face.background_shapes):
-        u0, v0 = rng.uniform(-100, 100), rng.uniform(-120, 100)
-        size = rng.uniform(10, 45)
-        color = np.clip(
-            np.array(face.background[rng.integers(2)]) * rng.uniform(0.3, 2.0) + rng.uniform(0, 0.1, 3), 0, 1
-        )
-        win = window(u0 - 2 * size, u0 + 2 * size, v0 - 4 * size, v0 + 4 * size)
-        if rng.random() < 0.5:  # a lamp or a leaf
-            mask = disc(win, u0, v0, size, size * rng.uniform(0.7, 1.4), softness=size * rng.uniform(0.2, 0.8))
-        else:  # a post or the edge of a window
-            mask = disc(win, u0, v0, size * 0.6, size * 3.0, softness=size * 0.3, power=6.0)
-        paint(canvas, win, mask * rng.uniform(0.3, 0.9), color)
-
-
-def draw_body(canvas: Array, face: Face, rng: np.random.Generator) -> None:
-    """Paints the neck, the shoulders and the clothes."""
-    lu, _, _ = face.light
-    win = window(-200, 200, 30, 200)
-    u, v = at(win)
-    center = -face.yaw * 12.0
-    neck = face.face_width * (0.47 + 0.17 * face.jaw)
-    # The outline: the neck widens into sloping shoulders.
-    out = np.abs(u - center)
-    shoulder = face.chin + 19.0 + 0.27 * np.maximum(out - neck, 0.0) - 9.0 * np.exp(-(((out - neck) / 9.0) ** 2))
-    mask = np.maximum(step(neck + 0.12 * np.maximum(v - 60.0, 0) - out, 1.2), step(v - shoulder, 1.5))
-    round_neck = np.clip((u - center) / (neck * 1.25), -1, 1)
-    shade = face.ambient + 0.8 * np.clip(np.sqrt(1.0 - round_neck**2) * 0.75 + lu * round_neck * 0.6, 0, 1)
-    shade = shade * (1.0 - 0.62 * step(face.chin + 15.0 - v - 0.15 * out, 14.0))  # the chin's shadow
-    collarbone = 0.14 * bump(win, center - 20, face.chin + 29, 20, 3) + 0.14 * bump(
-        win, center + 20, face.chin + 29, 20, 3
-    )
-    paint(canvas, win, mask, face.skin, shade * (0.92 - collarbone))
-    top = shoulder - 2.0 + 0.0 * v
-    top = np.maximum(top, face.chin + 14.0 + face.neckline * np.exp(-((out / (neck * 0.95)) ** 2)))
-    cloth = step(v - top, 1.2) * mask
-    folds = smooth_noise(rng, 6, 14)[win]
-    side = np.clip((u - center) / 110.0, -1, 1)
-    cloth_shade = (face.ambient + 0.62 + 0.45 * lu * side - 0.2 * side**2) * (1.0 + 0.16 * folds)
-    paint(canvas, win, cloth, face.clothes, np.clip(cloth_shade, 0.1, 1.4))
-    darken(canvas, win, 0.35 * band(v, top - 3.0, top, 1.5) * mask)
-    if face.collar:  # two flaps along a V
-        flap = 0.8 * (v - face.chin - 36.0 + 26.0 * out / neck)
-        reach = step(neck * 1.15 - out, 1.0)
-        paint(canvas, win, band(v, v - flap, v - flap + 10.0, 1.0) * reach, face.clothes, 1.3 * cloth_shade)
-        darken(canvas, win, 0.5 * np.exp(-(((flap - 10.5) / 1.2) ** 2)) * reach)
-
-
-def head_profile(face: Face, u: Array, v: Array) -> tuple[Array, Array]:
-    """Returns the head's squared radius r2 (1 on the outline) and its distance inside the outline in pixels."""
-    center = -face.yaw * 19.0
-    below = np.clip(v / face.chin, 0.0, 1.4)
-    # A pointed face narrows early and evenly; a square one keeps its width and turns in late.
-    taper = 1.0 - (0.30 - 0.17 * face.jaw) * below**1.5
-    x = (u - center - face.yaw * 18.0 * below) / (face.face_width * taper)
-    y = np.where(v < 0, (v / 69.0) ** 2, np.abs(v / face.chin) ** (2.25 + 0.45 * face.jaw))
-    r2 = x * x * (0.9 + 0.1 * x * x) + y
-    return r2, (1.0 - np.sqrt(r2)) * 46.0
-
-
-def head_height(face: Face, win: Window, r2: Array) -> Array:
-    """Returns the height field of the face toward the viewer, in pixels."""
-    y, p, n = face.yaw, -6.0 * face.pitch, face.nose_length
-    z = 47.0 * np.sqrt(np.clip(1.0 - r2, 0.0, 1.0) + 0.03)
-    mouth_v = 41.0 + p * 0.5
-    bumps = [  # u, v, su, sv, height
-        (-18 + 5 * y, -13 + p, 13, 6, 2.2),
-        (18 + 5 * y, -13 + p, 13, 6, 2.2),
-        (-EYE, 1, 11, 7.5, -4.6),
-        (EYE, 1, 11, 7.5, -4.6),
-        (-EYE, 2, 7.5, 5, 1.8),  # the eyeballs
-        (EYE, 2, 7.5, 5, 1.8),
-        (7 * y, 5 + p, 5.0, 14, 3.9),  # the nose
-        (19 * y, n + p - 3, 5.6 * face.nose_width, 7.0, 6.6),
-        (-7.5 * face.nose_width + 13 * y, n + p, 3.4, 3.4, 3.0),
-        (7.5 * face.nose_width + 13 * y, n + p, 3.4, 3.4, 3.0),
-        (-25 + 2 * y, 21 - 3 * face.smile, 12, 10, 3.6 + 2.4 * face.smile),
-        (25 + 2 * y, 21 - 3 * face.smile, 12, 10, 3.6 + 2.4 * face.smile),
-        (5 * y, mouth_v, 15, 10, 3.5),
-        (5 * y, mouth_v + 9 + face.mouth_open, 10, 3.0, -2.4),
-        (4 * y, face.chin - 7, 10, 6.5, 3.4),
-    ]
-    for u0, v0, su, sv, height in bumps:
-        z += height * bump(win, u0, v0, su, sv)
-    return z
-
-
-def draw_head(canvas: Array, face: Face, rng: np.random.Generator) -> tuple[Array, Array]:
-    """Paints ears and shaded skin; returns the head's mask and its shading, both on HEAD."""
-    u, v = at(HEAD)
-    lu, lv, lw = face.light
-    r2, inside = head_profile(face, u, v)
-    for side in (-1, 1):
-        size = face.ears * (1.0 - 0.5 * side * face.yaw)
-        win = window(side * 45 - 26, side * 45 + 26, -22, 42)
-        u0 = side * (face.face_width + 1.0) - face.yaw * 20.0
-        light = 0.55 + 0.35 * side * lu + face.ambient * 0.5
-        paint(canvas, win, disc(win, u0, 8, 7.0 * size, 14.0), np.multiply(face.skin, (1.0, 0.86, 0.82)), light)
-        darken(canvas, win, 0.45 * disc(win, u0 + side, 8, 3.6 * size, 9.0, softness=3.0))
-    mask = step(inside, 1.1)
-    z = head_height(face, HEAD, r2)
-    gv, gu = np.gradient(z)
-    norm = 1.0 / np.sqrt(1.0 + gu * gu + gv * gv)
-    diffuse = np.clip((lw - gu * lu - gv * lv) * norm, 0.0, 1.2)
-    shade = face.ambient + (1.0 - 0.45 * face.ambient) * diffuse
-    length = float(np.sqrt(lu * lu + lv * lv + (lw + 1.0) ** 2))  # of the vector halfway between light and viewer
-    shine = np.clip((lw + 1.0 - gu * lu - gv * lv) * (norm / length), 0.0, 1.0)
+def draw_head(face: Face, traits: Traits, rng: np.random.Generator) -> None:
+    """Paint ears, skin and beard."""
+    ears = mirrored(oval(face.width + 1.5 + 8j, 6, 13))
+    face.paint(*ears, color=face.skin * (0.86, 0.74, 0.70), shade=face.round(-40, 80))
+    angle = np.linspace(0, 2 * np.pi, 73)
+    c, s, low = np.cos(angle), np.sin(angle), np.maximum(np.sin(angle), 0.0)
+    u = np.sign(c) * np.abs(c) ** (1.0 - 0.25 * face.jaw * low) * (1.0 - (0.24 - 0.12 * face.jaw) * low**2)
+    outline = face.width * u + 1j * np.where(s < 0, 66.0, face.chin) * s
+    # The face as a field of heights, lit from one side and above. Hollows are darker, and what faces the light shines.
+    level = np.clip(face.v / face.chin, 0.0, 1.0)
+    x = (face.u + face.turn.real * 34.0 * (1.0 - level**1.6)) / face.width / (1.04 - 0.16 * level**2)
+    y = np.maximum(face.v / -68.0, face.v / (face.chin * 1.04))
+    z = 44.0 * np.sqrt(np.clip(1.0 - x * x - y**2.4, 0.0, 1.0) + 0.04)
+    z = z + face.bumps(*BUMPS, (27, 20, 10, 8, -8, 2.5 * traits.smile), (0, face.chin - 7, 10, 7, 4, 3.0))
+    dark = face.bumps(*HOLLOWS, (23, 34, 3, 8, 0, 0.12 * traits.smile))
+    dv, du = np.gradient(z)
+    to_light = np.array((face.light, -0.45, 1.1), np.float32) / np.float32(np.hypot(face.light, 1.19))
+    norm, facing = 1.0 / np.sqrt(1.0 + du * du + dv * dv), to_light[2] - du * to_light[0] - dv * to_light[1]
+    lit, shine = np.clip(facing * norm, 0.0, 1.0), np.clip((facing + 0.9) * norm * 0.53, 0.0, 1.0)
+    shade = np.sqrt(face.ambient + (1.05 - face.ambient) * lit) * (1.0 - np.minimum(dark, 0.7))
+    blush = face.bumps((25, 22, 13, 9, -6, rng.uniform(0.0, 0.14)))
+    tinted = np.stack([shade * (1.1 - 0.1 * shade), shade * (1.0 - blush), shade * (1.0 - 0.8 * blush)])
+    head = face.paint(outline, color=face.skin, shade=tinted)
     for _ in range(4):
-        shine = shine * shine  # to the 16th power
-    mottle = 1.0 + 0.035 * smooth_noise(rng, 26, 22)[HEAD]
-    red = face.blush * (
-        bump(HEAD, -24, 22, 13, 10) + bump(HEAD, 24, 22, 13, 10) + 0.5 * bump(HEAD, 14 * face.yaw, 24, 7, 6)
-    )
-    tone = (mottle, mottle * (1.0 - 0.30 * red), mottle * (1.0 - 0.26 * red))
-    # Shadows on skin are redder than its lights.
-    for channel, bend in enumerate((0.14, -0.06, -0.14)):
-        skin = face.skin[channel] * face.light_color[channel] * tone[channel] * shade * (1.0 + bend * (1.0 - shade))
-        part = canvas[channel][HEAD]
-        part += mask * (skin + 0.075 * shine - part)
-    return mask, shade
+        shine *= shine  # to the power of 16
+    face.pixels += 0.09 * head * shine
+    if traits.beard:
+        edge = np.array((1.0, 0.84 + 0.34j, 0.64 + 0.46j, 0.42 + 0.44j, 0.1 + 0.40j, 0.42j))
+        edge = edge.real * face.width + 1j * edge.imag * face.chin
+        jaw = there_and_back(outline[s >= 0], np.append(edge, -edge[-2::-1].conj()))
+        rough = (0.5 + 0.5 * shade) * (1 + 0.07 * face.noise)
+        face.paint(jaw, color=0.36 * face.hair + 0.17 * face.skin, shade=rough, opacity=0.92, blur=3)
 
 
-def draw_folds(canvas: Array, face: Face) -> None:
-    """Darkens what folds and overhangs hide from the sky: sockets, nose, mouth corners, wrinkles."""
-    u, v = at(HEAD)
-    p, y, n = -6.0 * face.pitch, face.yaw, face.nose_length
-    lu = face.light[0]
-    dark = np.zeros((v.size, u.size), np.float32)
-    for side in (-1, 1):
-        dark += 0.34 * bump(HEAD, side * (EYE - 1.0), -1.5, 12.5, 7.0)
-        dark += 0.24 * bump(HEAD, side * 10.5, -3.0, 4.5, 7.0)  # between the eye and the nose bridge
-        dark += (0.10 + 0.25 * face.wrinkles) * bump(HEAD, side * EYE, 9.5, 9.0, 2.4)
-        # The fold from the nose's wing to the mouth's corner.
-        t = np.clip((v - n - p) / 17.0, 0.0, 1.0)
-        fold = side * (11.0 + (8.0 + 2.0 * face.smile) * t) + 6 * y
-        strength = 0.06 + 0.22 * max(face.smile, 0.0) + 0.26 * face.wrinkles
-        dark += strength * np.exp(-(((u - fold) / 2.6) ** 2)) * step(v - n - p + 2, 3.0) * step(n + p + 18.0 - v, 4.0)
-        dark += 0.28 * bump(HEAD, side * 9.2 * face.nose_width + 10 * y, n + p, 1.9, 3.6)
-        dark += 0.62 * bump(HEAD, side * 4.0 * face.nose_width + 15 * y, n + p + 4.0, 2.5, 1.5)  # nostrils
-        dark += 0.20 * bump(HEAD, side * (face.mouth_width + 2.0) + 5 * y, 41.0 - 2.0 * face.smile, 3.0, 3.0)
-    dark += 0.26 * bump(HEAD, 10 * y - 3.0 * lu, n + p + 6.5, 9.0 * face.nose_width, 3.2)
-    dark += 0.17 * bump(HEAD, 5 * y, 52.0 + face.mouth_open + p, 10.0, 2.8)
-    if face.wrinkles > 0.25:
-        for line in (-46.0, -38.0, -30.0):
-            depth = 0.22 * face.wrinkles * bump(HEAD, 6 * y, 0, 26.0, 300.0)
-            dark += depth * np.exp(-(((v - line - 0.004 * u * u) / 1.3) ** 2))
-        for side in (-1, 1):
-            dark += 0.16 * face.wrinkles * bump(HEAD, side * 34.0, 3.0, 5.0, 5.0)
-    darken(canvas, HEAD, np.clip(dark, 0.0, 0.85))
+def draw_mouth(face: Face, traits: Traits, rng: np.random.Generator) -> None:
+    """Paint nostrils and lips, and teeth in a smile."""
+    face.paint(*mirrored(oval(4.3 + 29.5j, 2.6, 1.5)), opacity=0.6, depth=15, blur=0.7)
+    wide, full, red = rng.uniform(13.5, 16.5), rng.uniform(2.8, 4.8), rng.uniform(0.0, 0.5)
+    bend, opening = rng.uniform(-1.0, 1.0), rng.uniform(6.0, 9.0)
+    wide, bend, opening = (wide + 5.0, 5.5, opening) if traits.smile else (wide, bend, 0.0)
+    t = np.linspace(-1, 1, 25)
+    arc, line = 1.0 - t * t, wide * t + 1j * (41.0 + bend * (0.4 - t * t))
+    lips = (1 - red) * face.skin * (0.82, 0.55, 0.55) + red * np.array((0.72, 0.16, 0.24))
+    upper, lower = full * arc**0.8 * (1.0 - 0.3 * np.exp(-((t / 0.15) ** 2))), opening * arc + 1.25 * full * arc**0.8
+    layers = [(-upper, opening * arc, lips, 0.72), ((opening - 1) * arc, lower, lips, 1.1)]
+    if traits.smile:
+        layers += [(0 * t, opening * arc, 0.25 * WHITE, 0.6), (0 * t, 0.8 * opening * arc, 0.95 * WHITE, 0.95)]
+    for above, below, color, light in layers:
+        points = there_and_back(line + 1j * above, line + 1j * below)
+        face.paint(points, color=color, shade=light * face.round(0, 40), blur=0.4)
+    face.paint(line, opacity=0.5, blur=0.5, pen=1.6)
 
 
-def mean_shade(shade: Array, win: Window) -> float:
-    """Returns the mean of the shading, which lies on HEAD, over a window inside HEAD."""
-    rows, columns = (slice(w.start - h.start, w.stop - h.start) for w, h in zip(win, HEAD))
-    return float(shade[rows, columns].mean())
+def draw_eyes(face: Face, traits: Traits, rng: np.random.Generator) -> None:
+    """Paint eyes and brows."""
+    half, opening, tilt = rng.uniform(9.0, 11.0), rng.uniform(3.6, 4.8) - 0.7 * traits.smile, rng.uniform(-0.5, 1.5)
+    iris, gaze = IRISES[rng.integers(len(IRISES))], rng.uniform(-1.0, 1.0) + 3.0 * face.turn.real - 0.4j
+    thick, arch, high = rng.uniform(1.8, 3.4), rng.uniform(1.0, 5.0), rng.uniform(11.0, 14.5)
+    t, shade = np.linspace(-1, 1, 17), face.round(0, 70)  # t: from the nose to the temple
+    middle = EYE + half * t - 1j * tilt * t
+    upper, lower = middle - 1.2j * opening * (1 - np.abs(t) ** 2.3), middle + 0.8j * opening * (1 - t * t)
+    eyes = face.paint(*mirrored(there_and_back(upper, lower)), color=0.4 * face.skin + 0.47, shade=shade)
+    for color, radius, place in ((iris * 0.5, 4.5, 0), (iris, 3.8, 0), (BLACK, 1.9, 0), (WHITE, 1.0, 1.2 - 1.2j)):
+        disks = (oval(side * EYE + gaze + place, radius, radius) for side in (-1, 1))
+        face.paint(*disks, color=color, shade=shade, opacity=eyes, depth=0)
+    for line, pen, opacity in ((upper + 0.3j, 2.0, 0.8), (lower + 0.3j, 1.0, 0.3), (upper - 3j, 1.0, 0.25)):
+        face.paint(*mirrored(line), opacity=opacity, blur=0.5, pen=pen)
+    top = EYE - 1 + 13.0 * t - 1j * (high + arch * (0.5 - (t - 0.1) ** 2))
+    under = top + 1j * thick * (1.0 - 0.45 * t) * np.minimum(1.0, 4.0 * (1.02 - np.abs(t)))
+    face.paint(*mirrored(there_and_back(top, under)), color=0.62 * face.hair, shade=shade, opacity=0.85, blur=0.8)
 
 
-def draw_eyes(canvas: Array, face: Face, shade: Array) -> None:
-    """Paints eyeballs, irises, lids and lashes."""
-    lu = face.light[0]
-    for side in (-1, 1):
-        half = face.eye_size * (1.0 + 0.35 * side * face.yaw)
-        u0, v0 = side * EYE, 0.0
-        win = window(u0 - 18, u0 + 18, -16, 15)
-        u, v = at(win)
-        t = (u - u0) / half
-        inner = np.clip(1.0 - np.abs(t + 0.12 * side) ** 2.3, -0.6, 1.0)
-        tilt = v0 - face.eye_tilt * 2.2 * side * t
-        upper = tilt - face.eye_open * 1.25 * inner
-        lower = tilt + face.eye_open * (0.80 - 0.25 * max(face.smile, 0)) * np.clip(1.0 - t * t, -0.6, 1.0)
-        ends = step(1.12 - np.abs(t), 0.12)
-        ball = band(v, upper, lower, 0.7) * ends
-        light = 0.35 + 0.65 * min(1.15 * mean_shade(shade, window(u0 - 6, u0 + 6, -4, 4)), 1.0)
-        globe = light * (1.0 - 0.28 * np.abs(t) ** 2 - 0.45 * np.exp(-(((v - upper) / 1.8) ** 2)))
-        paint(canvas, win, ball, (0.66, 0.62, 0.60), globe)
-        iu, iv = u0 + face.gaze[0] + 1.5 * face.yaw, v0 - 0.4 + face.gaze[1]
-        radius = np.sqrt((u - iu) ** 2 + (v - iv) ** 2)
-        paint(canvas, win, ball * step(4.1 - radius, 0.8), face.iris, light * (0.55 + 0.6 * step(v - iv, 3.5)))
-        darken(
-            canvas, win, ball * (0.6 * np.exp(-(((radius - 4.0) / 0.8) ** 2)) + 0.92 * step(1.75 - radius, 0.7)), 0.0
-        )
-        glint = np.exp(-(((u - iu - 1.3 * (1.0 if lu > 0 else -1.0)) / 0.85) ** 2) - ((v - iv + 1.3) / 0.85) ** 2)
-        paint(canvas, win, ball * glint * 0.85, (0.95, 0.95, 1.0))
-        thick = 0.75 + 0.9 * face.makeup
-        wing = upper - 1.1 * face.makeup * np.clip(side * t, 0, 1) ** 3
-        lash = band(v, wing - thick, upper + 0.5, 0.7) * step(1.10 + 0.12 * face.makeup - np.abs(t), 0.12)
-        darken(canvas, win, 0.88 * lash, 0.06)
-        darken(canvas, win, (0.30 + 0.35 * face.makeup) * band(v, lower - 0.2, lower + 0.6, 0.7) * ends, 0.1)
-        crease = np.exp(-(((v - upper + 3.4 + 0.5 * face.eye_open - 1.5) / 1.0) ** 2)) * ends
-        darken(canvas, win, 0.38 * crease, 0.2)
-        if face.makeup > 0.1:  # eye shadow
-            lid = band(v, upper - 6.0, upper, 2.0) * ends
-            darken(canvas, win, 0.40 * face.makeup * lid, -0.1)
+def draw_front_hair(face: Face, outline: Array, strands: Array, rng: np.random.Generator) -> None:
+    """Paint the hair above the forehead and beside the face, and its shadow."""
+    short, hairline, part, t = face.length < 30, rng.uniform(-48, -28), rng.uniform(-0.6, 0.6), np.linspace(1, -1, 49)
+    power, bottom = (rng.uniform(3.5, 6.0), face.length - 8) if short else (rng.uniform(6.0, 9.0), face.length)
+    line = hairline + (bottom - hairline) * np.abs(t) ** power - rng.uniform(0, 9) * np.exp(-np.abs(t - part) / 0.25)
+    inner = face.width * (0.97 if short else 0.94) * t + 1j * (line + np.sin(t * 40.0) * (np.abs(t) < 0.9))
+    face.paint(inner + 2j, opacity=0.4, blur=3, pen=7)
+    x = (face.u + 40.0 * face.turn.real) / (face.width + face.volume)
+    ring = 0.92 + 0.3 * np.exp(-(((face.v + 46.0 - 14.0 * x * x) / 11.0) ** 2))
+    shade = face.round(-38, face.width + face.volume + 4.0) * ring * strands
+    face.paint(np.append(outline[outline.imag <= bottom], inner), color=face.hair, shade=shade, blur=0.7)
 
 
-def draw_brows(canvas: Array, face: Face, rng: np.random.Generator) -> None:
-    """Paints the eyebrows in the hair's color."""
-    color = np.multiply(face.hair, 0.62) * (1.0, 0.95, 0.9)
-    p = -6.0 * face.pitch
-    for side in (-1, 1):
-        u0 = side * 19.5 + 4 * face.yaw
-        win = window(u0 - 20, u0 + 20, -30, 2)
-        u, v = at(win)
-        t = side * (u - u0) / 13.0  # -1 at the nose, 1 at the temple
-        hairs = rng.uniform(0.68, 0.92) + 0.06 * np.tanh(rng.standard_normal((v.size, u.size), dtype=np.float32))
-        line = -face.brow_height + p - face.brow_arch * (1.0 - (t - 0.25) ** 2) + 1.2 * t
-        half = face.brow_thickness * np.clip(1.0 - 0.55 * np.clip(t, 0, 2), 0.2, 1.0)
-        mask = band(v, line - half, line + half, 1.1) * step(1.0 - np.abs(t), 0.16)
-        paint(canvas, win, mask * hairs, color)
-
-
-def draw_mouth(canvas: Array, face: Face, shade: Array) -> None:
-    """Paints lips, and teeth when the mouth is open."""
-    v0 = 41.0 - 3.0 * face.pitch
-    u0 = 5.0 * face.yaw
-    win = window(u0 - 28, u0 + 28, 24, 66)
-    u, v = at(win)
-    t = (u - u0) / face.mouth_width
-    arc = np.clip(1.0 - t * t, -0.5, 1.0)
-    ends = step(1.04 - np.abs(t), 0.08)
-    line = v0 + face.smile * 4.6 * (0.45 - t * t)
-    bottom = line + face.mouth_open * arc
-    bow = 1.0 - 0.24 * np.exp(-((t / 0.13) ** 2)) + 0.12 * np.exp(-(((np.abs(t) - 0.25) / 0.16) ** 2))
-    top = line - face.lips * 0.82 * np.sign(arc) * np.abs(arc) ** 0.85 * bow
-    under = bottom + face.lips * 1.10 * np.sign(arc) * np.abs(arc) ** 0.75
-    natural = np.multiply(face.skin, (0.80, 0.52, 0.54))
-    color = natural + face.lipstick * (np.array(face.lipstick_color) - natural)
-    light = 0.25 + 0.75 * mean_shade(shade, window(-12, 12, 36, 48))
-    upper_lip, lower_lip = band(v, top, line, 0.9) * ends, band(v, bottom, under, 0.9) * ends
-    paint(canvas, win, upper_lip * 0.9, color, light * 0.74)
-    middle = (bottom + under) * 0.5
-    paint(canvas, win, lower_lip * 0.9, color, light * (0.92 + 0.22 * np.exp(-(((v - middle + 0.5) / 1.4) ** 2))))
-    gloss = (0.05 + 0.22 * face.lipstick) * np.exp(-((t / 0.3) ** 2)) * np.exp(-(((v - middle) / 1.0) ** 2))
-    paint(canvas, win, gloss * lower_lip, (0.9, 0.85, 0.85), light)
-    if face.mouth_open > 1.0:
-        inside = band(v, line, bottom, 0.7) * ends
-        paint(canvas, win, inside, (0.10, 0.025, 0.025), light)
-        teeth = inside * band(v, line - 1.0, line + 0.3 + face.mouth_open * 0.72 * np.clip(arc, 0, 1), 0.8)
-        gaps = 1.0 - 0.07 * np.cos(u * 2.1) ** 8
-        paint(canvas, win, teeth * 0.95, (0.74, 0.69, 0.62), light * gaps * (1.0 - 0.55 * t * t))
-    darken(canvas, win, 0.62 * np.exp(-(((v - line) / 0.9) ** 2)) * ends, 0.1)
-
-
-def strands(face: Face, rng: np.random.Generator) -> Array:
-    """Returns the brightness of the hair over the canvas [H, W], mean about 1: locks that run along its flow."""
-    # Meridians of the skull seen from the front: they start at the part and hang straight below the ears.
-    width = 58.0 * np.sqrt(np.clip(1.0 - ((V + 4.0) / 84.0) ** 2, 0.06, 1.0))
-    width = np.where(V > -4.0, 58.0, width)
-    bend = face.wave * 5.0 * np.sin(V * 0.11 + rng.uniform(0, 6.3)) * step(V + 30.0, 40.0)
-    s = (U - face.part * step(-V - 20.0, 40.0) + bend) / width
-    locks = np.interp(np.arange(2048) / 8.0, np.arange(257), 0.15 * rng.standard_normal(257))
-    locks += np.interp(np.arange(2048) / 32.0, np.arange(65), 0.20 * rng.standard_normal(65))
-    position = (s * 256.0 + (1024.0 + 3.0 * np.sin(V * 0.07))).astype(np.int32)
-    texture = (1.0 - face.curl) * locks.astype(np.float32)[position & 2047]
-    if face.curl > 0.05:
-        texture = texture + face.curl * 0.42 * smooth_noise(rng, 40, 34)
-    return np.clip(1.0 + texture, 0.25, 2.0).astype(np.float32)
-
-
-def hair_outline(face: Face, win: Window, texture: Array) -> tuple[Array, Array, Array]:
-    """Returns the mask inside the hair's outer edge, and the position in it: x across, y above the eyes (else 0)."""
-    u, v = at(win)
-    rough = (texture[win] - 1.0) * (2.5 + 3.5 * face.curl)
-    if face.hair_length > 30:  # falls straight or widens
-        width = face.face_width + face.hair_volume + (4.0 + 6.0 * face.wave) * step(v - 20.0, 40.0)
-    else:  # tapers to the sideburns
-        width = face.face_width - 1.0 + (face.hair_volume + 1.0) * step(face.hair_length - 12.0 - v, 26.0)
-    x = (u + 20.0 * face.yaw) / width
-    y = np.maximum(-v - 6.0, 0.0) / (64.0 + 1.15 * face.hair_volume)
-    radius = np.sqrt(x * x * (0.85 + 0.15 * x * x) + y * y * (0.85 + 0.15 * y * y))
-    return step((1.0 - radius) * 50.0 + rough, 1.6), x, y
-
-
-def draw_back_hair(canvas: Array, face: Face, texture: Array) -> None:
-    """Paints the hair behind the head and the neck."""
-    if face.hairline < BALD:
+def draw_glasses(face: Face, traits: Traits, rng: np.random.Generator) -> None:
+    """Paint glasses: lenses with a tint and a reflection, frames, bridge and temples."""
+    power, wide, high, pen = rng.choice((1.0, 0.55)), rng.uniform(13, 15), rng.uniform(10, 12), rng.uniform(1.8, 2.4)
+    frame, tint = any_color(rng, 0.05, 0.3), float(rng.choice((0.2, 0.35, 0.7), p=(0.5, 0.4, 0.1)))
+    if not traits.glasses:
         return
-    win = window(-95, 95, -60, 150)
-    outer, x, _ = hair_outline(face, win, texture)
-    below = step(face.hair_length - V[win[0]] + 14.0 * (texture[win] - 1.0) - 10.0 * x * x, 8.0)
-    paint(canvas, win, outer * below, face.hair, 0.48 * texture[win] * (1.0 + 0.3 * face.light[0] * x))
+    rim, t = oval(EYE + 0.5 + 2j, wide, high, power), np.linspace(-1, 1, 7)
+    face.paint(*mirrored(rim), opacity=tint)
+    glare = np.array((-6 - 6j, -1 - 6j, -6 + 8j, -9 + 8j))
+    face.paint(glare - EYE, glare + EYE, color=WHITE, opacity=0.18)
+    bridge, temple = 7 * t - 2j * (1 - t * t), np.array((EYE + wide - 1j, face.width - 2j))
+    face.paint(*mirrored(rim), bridge, *mirrored(temple), color=frame, pen=pen)
 
 
-def draw_hair(canvas: Array, face: Face, texture: Array) -> None:
-    """Paints the hair in front: a cap outside the skull and above the hairline, with curtains when it is long."""
-    lu, lv, _ = face.light
-    win = window(-95, 95, -125, 130)
-    u, v = at(win)
-    tex = texture[win]
-    rough = (tex - 1.0) * (5.0 + 7.0 * face.curl)
-    outer, x, y = hair_outline(face, win, texture)
-    # Inside: the opening for the face.
-    opening = face.face_width * (0.88 if face.hairline < BALD else 0.94 if face.hair_length > 30 else 0.97)
-    t = (u + 9.0 * face.yaw - 0.25 * face.part) / opening
-    fall = 12.0 - face.hairline if face.hair_length < 30 else 110.0 - face.hairline
-    line = face.hairline - 5.0 * face.pitch + fall * np.abs(t) ** face.hairline_power
-    line = line - face.part_depth * np.exp(-np.sqrt(4.0 + (u - face.part) ** 2) / 13.0)
-    edge = line - v + 0.7 * rough
-    bottom = step(face.hair_length - v + 1.5 * rough - 10.0 * x * x, 6.0 if face.hair_length < 30 else 10.0)
-    mask = outer * step(edge, 2.2) * bottom
-    # The shadow it casts on the skin.
-    darken(canvas, win, 0.5 * outer * np.clip(1.0 + edge / 9.0, 0, 1) ** 2 * step(-edge, 2.0) * bottom)
-    height = np.sqrt(np.clip(1.0 - x * x - 0.8 * y * y, 0.0, 1.0))
-    lit = 0.42 + face.ambient * 0.5 + 0.55 * np.clip(lu * x - lv * y + 0.6 * height, -0.4, 1.0)
-    ring = np.exp(-(((v + 50.0 - 12.0 * x * x + 8.0 * (tex - 1.0)) / 10.0) ** 2)) * (1.0 - 0.8 * face.curl)
-    lit = lit * (1.0 + 0.45 * ring) * tex
-    hair = np.add(face.hair, 0.004)
-    paint(canvas, win, mask, hair, np.clip(lit, 0.06, 2.2))
-    paint(canvas, win, mask * ring * 0.05 * np.clip(tex - 0.6, 0, 1), (0.7, 0.7, 0.75))
-
-
-def draw_beard(canvas: Array, face: Face, head: Array, rng: np.random.Generator) -> None:
-    """Paints beard and moustache, from a shadow of stubble to full."""
-    if max(face.beard, face.moustache) < 0.03:
+def draw_hat(face: Face, traits: Traits, rng: np.random.Generator) -> None:
+    """Paint a knitted cap or a hat with a brim, and its shadow on the forehead."""
+    color, band, brim = any_color(rng, 0.25, 0.95), any_color(rng, 0.1, 0.9), rng.random() < 0.5
+    low, ribs = rng.uniform(-44, -37), rng.uniform(1.0, 2.0)
+    if not traits.hat:
         return
-    u, v = at(HEAD)
-    y = face.yaw
-    hairs = np.tanh(rng.standard_normal(head.shape, dtype=np.float32))
-    out = np.abs(u - 4 * y)
-    upper = 47.0 - 0.028 * np.clip(out - 12, 0, None) ** 2 - 0.25 * np.clip(out - 12, 0, None)
-    cheeks = step(v - upper + 0.8 * hairs, 4.5) * head
-    mouth = disc(HEAD, 5 * y, 42.0, face.mouth_width + 2.0, 6.5 + face.mouth_open, softness=2.0)
-    lip = disc(HEAD, 6 * y, 35.0 - 2 * face.pitch, face.mouth_width + 2.0, 4.0, softness=2.0)
-    lip = lip * step(v - face.nose_length - 4.0, 1.5)
-    mask = np.maximum(face.beard * cheeks * (1.0 - mouth), face.moustache * lip)
-    color = np.multiply(face.hair, 0.7) + np.multiply(face.skin, 0.05)
-    paint(canvas, HEAD, mask * (0.80 + 0.12 * hairs), color, 0.9 + 0.3 * hairs)
+    wide, t = face.width + face.volume + 3.0, np.linspace(1, -1, 20)
+    edge, crown = wide * t + 1j * (low + 5.0 * (1 - t * t)), oval(1j * low, wide, 40.0 + 1.2 * face.volume, 0.8)[20:]
+    shade = face.round(-38, wide * 1.05) * (1.0 if brim else 1.0 + 0.07 * np.sin(face.u * ribs))
+    face.paint(edge + 4j, opacity=0.35, blur=4, pen=10)
+    if brim:
+        face.paint(oval(1j * (low + 3), wide * 1.45, 9), color=color, shade=0.65 * shade, depth=-20, blur=0.4)
+        face.paint(oval(1j * low, wide * 1.45, 9), color=color, shade=shade, depth=-20, blur=0.4)
+    face.paint(np.append(crown, edge), color=color, shade=shade, blur=0.4)
+    cuff = there_and_back(edge, edge * 1.02 - 13j)
+    face.paint(cuff, color=band if brim else color, shade=shade if brim else 1.12 * shade, blur=0.4)
 
 
-def draw_glasses(canvas: Array, face: Face) -> None:
-    """Paints glasses: frames, bridge, temples, a reflection; dark lenses for sunglasses."""
-    if face.glasses == "none":
-        return
-    power = 2.0 if face.glasses == "round" else 3.2
-    ru, rv, thick = (14.5, 11.5, 1.3) if face.glasses == "sun" else (13.5, 10.0 if power > 2 else 11.5, 0.9)
-    shift = 3.0 * face.yaw
-    for side in (-1, 1):
-        u0, v0 = side * (EYE + 0.5) + shift, 2.0
-        win = window(u0 - 20, u0 + 20, -16, 20)
-        u, v = at(win)
-        r = (np.abs((u - u0) / ru) ** power + np.abs((v - v0) / rv) ** power) ** (1.0 / power)
-        distance = (1.0 - r) * rv
-        if face.glasses == "sun":
-            paint(
-                canvas, win, step(distance, 1.0) * 0.93, np.add(face.frame_color, 0.01), 0.5 + 0.9 * step(v - v0, 10.0)
-            )
-        darken(canvas, win, 0.16 * step(2.5 - np.abs(distance + 2.0), 2.0))  # the frame's shadow
-        paint(canvas, win, step(thick - np.abs(distance), 0.8), face.frame_color)
-        glare = np.exp(-(((u - u0 + 0.6 * (v - v0) + 4.0) / 2.5) ** 2)) * step(distance - 1.0, 1.0)
-        paint(canvas, win, glare * (0.30 if face.glasses == "sun" else 0.14), (0.9, 0.95, 1.0))
-        temple = window(side * 42 - 12, side * 42 + 12, -6, 4)
-        tu, tv = at(temple)
-        reach = step(side * (tu - u0) - ru + 1.0, 1.0) * step(face.face_width + 1.0 - side * (tu + 16 * face.yaw), 1.0)
-        paint(canvas, temple, reach * band(tv, -3.0 + 0 * tu, -0.8 + 0 * tu, 0.8), face.frame_color, 0.8)
-    win = window(-9 + shift, 9 + shift, -6, 4)
-    u, v = at(win)
-    gap = EYE + 0.5 - ru
-    bridge = -0.5 + 0.08 * (u - shift) ** 2
-    reach = step(gap + 0.5 - np.abs(u - shift), 0.8)
-    paint(canvas, win, band(v, bridge - thick, bridge + thick, 0.8) * reach, face.frame_color)
-
-
-def draw_hat(canvas: Array, face: Face, rng: np.random.Generator) -> None:
-    """Paints a knitted cap or a hat with a brim, and its shadow on the forehead."""
-    if face.hat == "none":
-        return
-    lu = face.light[0]
-    win = window(-110, 110, -130, 0)
-    u, v = at(win)
-    center = -face.yaw * 14.0
-    ru = face.face_width + max(face.hair_volume * 0.6, 4.0)
-    x = (u - center) / ru
-    lower = -34.0 - 5.0 * face.pitch + 4.0 * x * x
-    crown = step((1.0 - np.sqrt(np.abs(x) ** 2.6 + np.clip((-v - 20.0) / 68.0, 0, 2) ** 2.6)) * 45.0, 1.4)
-    crown = crown * step(lower - v, 1.0)
-    darken(
-        canvas, win, 0.45 * step(1.15 - np.abs(x), 0.1) * step(v - lower, 1.0) * np.clip(1.0 - (v - lower) / 18.0, 0, 1)
-    )
-    lit = face.ambient + 0.40 + 0.45 * np.clip(np.sqrt(np.clip(1.0 - x * x, 0, 1)) + 0.8 * lu * x, 0, 1.4)
-    grain = 1.0 + 0.08 * smooth_noise(rng, 10, 10)[win]
-    if face.hat == "beanie":
-        grain = grain * (1.0 + 0.10 * np.cos(np.arcsin(np.clip(x, -1, 1)) * 38.0))
-        fold = band(v, lower - 17.0, lower, 1.0)
-        grain = grain * (1.0 + 0.12 * fold - 0.35 * np.exp(-(((v - lower + 17.0) / 1.5) ** 2)))
-    else:
-        grain = grain * (1.0 - 0.45 * band(v, lower - 11.0, lower - 2.0, 1.0))
-    paint(canvas, win, crown, face.hat_color, lit * grain)
-    if face.hat == "brim":
-        brim = disc(win, center, -36.0 - 5.0 * face.pitch, ru * 1.55, 9.0, softness=1.2)
-        paint(
-            canvas, win, brim, face.hat_color, (0.55 + face.ambient * 0.4) * (0.8 + 0.4 * step(-v - 36.0, 6.0)) * grain
-        )
-
-
-def render(face: Face, rng: np.random.Generator) -> Image.Image:
-    """Draws a face.
+def draw_face(seed: int, index: int, traits: Traits | None = None) -> Image.Image:
+    """Draw face `index` of the set `seed`; it depends on these two and on the traits alone.
 
     Args:
-        face: what to draw.
-        rng: texture (strands, mottle, folds, noise). The same face and generator state give the same picture.
+        seed: the set, 0 or more.
+        index: the face, 0 or more; `img_align_celeba/` names it index + 1.
+        traits: traits of the same person in the same place, in place of `draw_traits(seed, index)`.
 
     Returns:
         RGB image, 178 x 218 pixels.
     """
-    canvas = np.empty((3, V.size, U.size), np.float32)
-    texture = strands(face, rng)
-    draw_background(canvas, face, rng)
-    draw_back_hair(canvas, face, texture)
-    draw_body(canvas, face, rng)
-    head, shade = draw_head(canvas, face, rng)
-    draw_folds(canvas, face)
-    draw_mouth(canvas, face, shade)
-    draw_beard(canvas, face, head, rng)
-    draw_eyes(canvas, face, shade)
-    draw_brows(canvas, face, rng)
-    draw_glasses(canvas, face)
-    draw_hair(canvas, face, texture)
-    draw_hat(canvas, face, rng)
-    grain = 255.0 * face.noise * rng.standard_normal((V.size, U.size), dtype=np.float32) + 0.5
-    pixels = np.empty((V.size, U.size, 3), np.uint8)
-    for channel in range(3):
-        stored = np.sqrt(np.maximum(canvas[channel] * (face.light_color[channel] ** 0.5 * face.exposure), 0.0))
-        stored = np.where(stored > 0.8, 1.0 - 0.04 / np.maximum(stored - 0.6, 0.2), stored)  # film's soft shoulder
-        pixels[..., channel] = np.clip(stored * 255.0 + grain, 0.0, 255.0)
-    image = Image.fromarray(pixels)
-    if face.blur > 0.1:
-        image = image.filter(ImageFilter.BoxBlur(face.blur))
-    # Output pixel -> canvas pixel: rotate and scale about the point between the eyes.
-    c, s = np.cos(face.roll) / face.scale, np.sin(face.roll) / face.scale
-    u0, v0 = EYE_CENTER[0] + face.shift[0], EYE_CENTER[1] + face.shift[1]
-    a, b = EYE_CENTER[0] + PAD, EYE_CENTER[1] + PAD
-    affine = (c, s, a - c * u0 - s * v0, -s, c, b + s * u0 - c * v0)
-    return image.transform((WIDTH, HEIGHT), Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR)
+    traits, rng = traits or draw_traits(seed, index), np.random.default_rng([seed, index, 2])
+    face = Face(traits, rng)
+    draw_background(face, rng)
+    outline, strands = draw_back_hair(face, rng)
+    draw_body(face, rng)
+    draw_head(face, traits, rng)
+    draw_mouth(face, traits, rng)
+    draw_eyes(face, traits, rng)
+    draw_front_hair(face, outline, strands, rng)
+    draw_glasses(face, traits, rng)
+    draw_hat(face, traits, rng)
+    warm, exposure, grain = rng.uniform(-0.05, 0.06), rng.uniform(0.9, 1.1), rng.uniform(0.004, 0.014)
+    for channel, tone in zip(face.pixels, (1.0 + warm, 1.0, 1.0 - warm)):
+        channel *= 255.0 * exposure * tone
+        channel += 255.0 * grain * face.noise + 0.5
+    channels = np.clip(face.pixels, 0.0, 255.0, out=face.pixels).astype(np.uint8)
+    return Image.merge("RGB", [Image.fromarray(channel) for channel in channels])

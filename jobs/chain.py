@@ -38,7 +38,7 @@ from pipeline.training.checkpoint import load_latest, save_checkpoint
 from pipeline.training.objective import part_of
 
 FACES = {"faces_quick": 4000, "faces_toy": 500}
-"""Stand-in faces that a recipe draws when no CelebA is given; 4 000 for any other."""
+"""Number of synthetic faces that a recipe draws when no CelebA is given; 4 000 for any other."""
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class Chain:
     # --- data ---------------------------------------------------------------------------------------------------------
 
     def source(self) -> CelebASource:
-        """The photographs given, or the stand-in, drawn if it is not there yet."""
+        """The photographs given, or synthetic faces, drawn if they are not there yet."""
         if self.args.celeba is not None:
             return open_celeba(self.args.celeba)
         count = FACES.get(self.args.recipe, 4000)

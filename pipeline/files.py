@@ -44,8 +44,10 @@ def naming_a_full_disk(path: Path, need: int | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Give a file to write that becomes `path` when all of it is on disk, and nothing when the body raises.
+def replacing(path: Path, durable: bool = True) -> Iterator[IO[bytes]]:
+    """Give a file to write that becomes `path` when all of it is there, and nothing when the body raises.
+
+    With `durable` it is on the disk when the block ends, and survives a power cut; without, only a killed process.
 
     A killed process leaves `.NAME.ID.tmp` beside `path`; the name is unique, so that a retried task cannot meet the
     first attempt that still runs. A full disk raises DiskFull with the path.
@@ -54,12 +56,14 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     try:
         with naming_a_full_disk(path), temporary.open("xb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    sync(path.parent)  # the rename itself has to survive a power cut
+    if durable:
+        sync(path.parent)  # the rename itself
 
 
 def sync(path: Path) -> None:

@@ -1,16 +1,31 @@
-"""The stand-in faces are a function of (seed, index), their files are CelebA's, and a killed run is continued."""
+"""Synthetic faces are a function of (seed, index), their files are CelebA's, and a killed run is resumed."""
 
+import dataclasses
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
 from itertools import combinations
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.stats import chi2_contingency
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
 
 from data_prep import synthetic_faces
-from data_prep.synthetic_faces import draw_dataset, draw_face, sample_face
+from data_prep.celeba import finish_pixels, open_celeba, pixels_up_to_date, plan_pixel_shards, write_pixel_shard
+from data_prep.face_drawing import HAIR_COLORS, POSES, Traits, draw_face, draw_traits
+from data_prep.images import crop_photograph
+from data_prep.synthetic_faces import VERSION, draw_dataset, image_comment
+from pipeline.files import replacing
 
 COUNT, SEED = 20, 5
 
@@ -59,7 +74,7 @@ def test_layout(reference: dict[str, bytes], folder: Path):
     images = b"".join(reference[f"img_align_celeba/{name}"] for name in names)
     assert marker["dataset"] == "synthetic-faces"
     assert marker["complete"] is True
-    assert (marker["count"], marker["seed"]) == (COUNT, SEED)
+    assert (marker["count"], marker["seed"], marker["generator_version"]) == (COUNT, SEED, VERSION)
     assert marker["sha256"] == hashlib.sha256(images).hexdigest()
 
 
@@ -80,21 +95,21 @@ def test_more_faces_begin_with_the_same_ones(tmp_path: Path, reference: dict[str
 
 def test_marker_is_written_last(tmp_path: Path, reference: dict[str, bytes], monkeypatch: pytest.MonkeyPatch):
     written: list[str] = []
-    replace_file = synthetic_faces.replace_file
 
-    def record(path: Path, content: bytes, durable: bool = False) -> None:
-        if path.name == "synthetic_faces.json":
-            assert durable
-        replace_file(path, content, durable)
+    @contextmanager
+    def record(path: Path, durable: bool = True) -> Iterator[IO[bytes]]:
+        assert durable or path.suffix == ".jpg"
+        with replacing(path, durable) as file:
+            yield file
         written.append(path.name)
 
-    monkeypatch.setattr(synthetic_faces, "replace_file", record)
+    monkeypatch.setattr(synthetic_faces, "replacing", record)
     draw_dataset(tmp_path, COUNT, SEED)
     assert len(written) == COUNT + 2
     assert written[-1] == "synthetic_faces.json"
 
 
-def test_killed_run_is_continued(tmp_path: Path, reference: dict[str, bytes], monkeypatch: pytest.MonkeyPatch):
+def test_killed_run_is_resumed(tmp_path: Path, reference: dict[str, bytes], monkeypatch: pytest.MonkeyPatch):
     draw = synthetic_faces.draw_face
 
     def draw_then_die(seed: int, index: int) -> Image.Image:
@@ -134,7 +149,7 @@ def test_second_run_does_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch):
         raise AssertionError("a complete set was touched")
 
     monkeypatch.setattr(synthetic_faces, "draw_face", refuse)
-    monkeypatch.setattr(synthetic_faces, "replace_file", refuse)
+    monkeypatch.setattr(synthetic_faces, "replacing", refuse)
     assert draw_dataset(folder, COUNT, SEED) == folder
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
@@ -217,17 +232,131 @@ def test_eyes_are_where_celeba_puts_them():
     assert level(88, 152) < 0.95 * level(88, 135)  # the mouth, and the nose's tip
 
 
-def test_traits_move_together():
-    faces = [sample_face(np.random.default_rng([7, index])) for index in range(1500)]
+# --- traits ----------------------------------------------------------------------------------------------------------
 
-    def mean(trait: str, where) -> float:
-        return float(np.mean([getattr(face, trait) for face in faces if where(face)]))
 
-    long, short = (lambda face: face.hair_length > 40), (lambda face: face.hair_length < 40)
-    assert mean("lipstick", long) > 2 * mean("lipstick", short)
-    assert mean("beard", lambda face: face.jaw > 0.6) > 3 * mean("beard", lambda face: face.jaw < 0.3)
-    worn = {kind: np.mean([face.wrinkles for face in faces if face.glasses == kind]) for kind in ("none", "round")}
-    assert worn["round"] > worn["none"]
+def test_traits_are_independent_and_have_their_shares():
+    drawn = [draw_traits(9, index) for index in range(4000)]
+    assert drawn == [draw_traits(9, index) for index in range(4000)]
+    columns = {name: np.array([str(getattr(traits, name)) for traits in drawn]) for name in Traits._fields}
+    for name, share in (("glasses", 0.4), ("hat", 0.35), ("beard", 0.4), ("smile", 0.5)):
+        assert abs((columns[name] == "True").mean() - share) < 0.03  # 4 standard deviations
+    for name, values in (("hair", HAIR_COLORS), ("pose", POSES)):
+        assert sorted(set(columns[name])) == sorted(values)
+        assert all(abs((columns[name] == value).mean() - 1 / len(values)) < 0.03 for value in values)
+    for first, second in combinations(columns, 2):
+        _, a = np.unique(columns[first], return_inverse=True)
+        _, b = np.unique(columns[second], return_inverse=True)
+        table = np.zeros((a.max() + 1, b.max() + 1))
+        np.add.at(table, (a, b), 1)
+        assert chi2_contingency(table).pvalue > 1e-3, (first, second)
+
+
+def cropped(image: Image.Image) -> np.ndarray:
+    """The 64 x 64 pixels of the pipeline, through a JPEG as in a data set."""
+    buffer = BytesIO()
+    image.save(buffer, "JPEG", quality=92)
+    return crop_photograph(buffer.getvalue()).astype(np.float32) / 255
+
+
+# Rows and columns of the 64x64 crop where a trait shows, and how much of it changes on average, of 1.
+REGIONS = {
+    "glasses": (slice(26, 42), slice(10, 54), 0.02),
+    "hat": (slice(0, 20), slice(8, 56), 0.10),
+    "hair": (slice(4, 34), slice(4, 60), 0.03),
+    "beard": (slice(46, 62), slice(18, 46), 0.08),
+    "smile": (slice(44, 58), slice(18, 46), 0.03),
+    "pose": (slice(16, 62), slice(8, 56), 0.03),
+}
+
+
+@pytest.mark.parametrize("name", Traits._fields)
+def test_a_trait_changes_its_region_and_nothing_else_of_the_person(name: str):
+    rows, columns, least = REGIONS[name]
+    changed = []
+    for index in range(12):
+        traits = Traits(False, False, "brown", False, False, "front")
+        other = traits._replace(**{name: {"hair": "gray", "pose": "left"}.get(name, True)})
+        change = np.abs(cropped(draw_face(8, index, traits)) - cropped(draw_face(8, index, other))).mean(-1)
+        changed.append(change[rows, columns].mean())
+        if name in ("glasses", "smile", "beard"):  # far from the trait the picture is the same
+            assert change[:8].max() < 0.03
+        if name == "hat":
+            assert change[44:].max() < 0.03
+    assert min(changed) > least
+
+
+def test_a_small_classifier_finds_every_trait_in_the_crop():
+    train, test = 600, 200
+    pixels = np.stack([cropped(draw_face(6, index)) for index in range(train + test)])
+    traits = [draw_traits(6, index) for index in range(train + test)]
+    edges = [np.maximum(sign * edge, 0) for edge in np.gradient(pixels.mean(-1), axis=(1, 2)) for sign in (1, -1)]
+    coarse = [values.reshape(len(values), 16, 4, 16, 4, -1).mean((2, 4)) for values in (pixels, *edges)]
+    colors, both = (np.concatenate(part, -1).reshape(len(pixels), -1) for part in (coarse[:1], coarse))
+    for name in Traits._fields:
+        values = np.array([str(getattr(face, name)) for face in traits])
+        rows, classifier = both, LogisticRegression(C=0.003, max_iter=200)
+        if name == "hair":  # a color is not found by edges
+            rows, classifier = colors, make_pipeline(PCA(100, random_state=0), SVC(C=5))
+        model = make_pipeline(StandardScaler(), classifier).fit(rows[:train], values[:train])
+        assert model.score(rows[train:], values[train:]) >= 0.95, name
+
+
+# --- versions --------------------------------------------------------------------------------------------------------
+
+
+def age(folder: Path) -> None:
+    """Let the folder hold the same faces as version 1 would have named and marked them."""
+    for index in range(COUNT):
+        path = folder / f"img_align_celeba/{index + 1:06d}.jpg"
+        path.write_bytes(
+            path.read_bytes().replace(
+                image_comment(SEED, index).encode(), f"synthetic-faces version=1 seed={SEED} index={index};".encode()
+            )
+        )
+    marker = folder / "synthetic_faces.json"
+    marker.write_text(json.dumps({**json.loads(marker.read_text()), "generator_version": 1}))
+
+
+def test_a_finished_set_of_an_earlier_version_is_kept(folder: Path):
+    assert open_celeba(folder).drawing == VERSION
+    age(folder)
+    before = read_all(folder)
+    assert draw_dataset(folder, COUNT, SEED) == folder
+    assert read_all(folder) == before
+    assert open_celeba(folder).drawing is None  # the manifests of version 1 name none
+
+
+@pytest.mark.parametrize("missing", ["marker", "picture"])
+def test_an_unfinished_set_of_an_earlier_version_is_drawn_anew_whole(
+    folder: Path, missing: str, reference: dict[str, bytes]
+):
+    age(folder)
+    if missing == "marker":
+        (folder / "synthetic_faces.json").unlink()
+        (folder / "list_eval_partition.txt").unlink()
+        for number in range(12, COUNT + 1):
+            (folder / f"img_align_celeba/{number:06d}.jpg").unlink()
+    else:
+        (folder / "img_align_celeba/000003.jpg").unlink()
+    draw_dataset(folder, COUNT, SEED)
+    assert read_all(folder) == reference
+
+
+def test_a_later_version_is_refused(folder: Path):
+    marker = folder / "synthetic_faces.json"
+    marker.write_text(json.dumps({**json.loads(marker.read_text()), "generator_version": VERSION + 1}))
+    with pytest.raises(ValueError, match=f"drawing version {VERSION + 1}; .*, version {VERSION} or before"):
+        draw_dataset(folder, COUNT, SEED)
+
+
+def test_manifest_names_the_version(folder: Path, tmp_path_factory: pytest.TempPathFactory):
+    source, out = open_celeba(folder), tmp_path_factory.mktemp("pixels")
+    specs = plan_pixel_shards(source, out)
+    manifest = finish_pixels(source, out, specs, [write_pixel_shard(spec) for spec in specs])
+    assert manifest.settings["drawing"] == VERSION
+    assert pixels_up_to_date(source, out) == manifest
+    assert pixels_up_to_date(dataclasses.replace(source, drawing=None), out) is None
 
 
 def test_command_line(tmp_path: Path, reference: dict[str, bytes], capsys: pytest.CaptureFixture):
