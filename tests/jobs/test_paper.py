@@ -337,10 +337,10 @@ def test_the_page_and_the_text_show_verdicts_tables_and_missing_pictures(tmp_pat
     assert "| another | above 1 | 0 | NO |" in markdown and "| a\\|b | 1 |" in markdown and "**holds**" in markdown
 
 
-def test_every_experiment_names_recipes_that_exist_and_units_that_differ() -> None:
+def test_every_experiment_names_recipes_that_exist_and_units_that_differ(tmp_path: Path) -> None:
     from data_prep.mnist import write_digits
 
-    folder = Path("cache") / "test" / "paper-digits"
+    folder = tmp_path / "digits"
     write_digits(folder)
     for quick in (True, False):
         plan = Plan(quick, folder, folder, (folder, folder), {"pixels": str(folder), "latents": str(folder)})
@@ -482,7 +482,7 @@ def test_a_stop_that_came_before_a_training_had_its_handlers_is_not_lost(tmp_pat
     from data_prep.mnist import write_digits
     from jobs.paper import units
 
-    folder = Path("cache") / "test" / "paper-digits"
+    folder = tmp_path / "digits"
     write_digits(folder)
     event = multiprocessing.get_context("spawn").Event()
     monkeypatch.setattr(units, "_stopping", event)
