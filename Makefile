@@ -39,6 +39,7 @@ ONLY ?=
 REDO ?=
 FACES ?=
 TESTS ?= tests
+KIND ?=
 CASES ?=
 
 .PHONY: help setup celeba-train cluster-check sweep paper report sample generate test test-slow test-long bench bench-startup bench-stages bench-scaling lint types audit clean
@@ -90,10 +91,10 @@ report: $(READY) ## one HTML page about a run, a sweep, or several runs compared
 	$(PY) -m jobs.report $(RUN)
 
 test: $(READY) ## the default tests (minutes), some files at a time; TESTS=tests/exact for some, PROCESSES=1 for one by one
-	$(PY) -m pytest -q -m "not slow" -n $(PROCESSES) --dist loadfile $(TESTS)
+	$(PY) -m pytest -q --durations=25 -m "not slow" -n $(PROCESSES) --dist loadfile $(TESTS)
 
-test-slow: $(READY) ## the slow tests (face-sized invariance, a killed Ray worker)
-	$(PY) -m pytest -q -m "slow and not long" $(TESTS)
+test-slow: $(READY) ## the slow tests (face-sized invariance, a killed Ray worker); KIND=ray or KIND="not ray" for a part
+	$(PY) -m pytest -q --durations=25 -m "slow and not long$(if $(KIND), and $(KIND))" $(TESTS)
 
 test-long: $(READY) ## those of many minutes, which CI leaves out (20 kills, sweeps whose server or PostgreSQL dies)
 	$(PY) -m pytest -q -m long $(TESTS)
