@@ -1,4 +1,4 @@
-"""Sending a run's journal (spool.py) to MLflow: in order, nothing lost, nothing twice.
+"""Sending a run's journal (journal.py) to MLflow: in order, nothing lost, nothing twice.
 
 The run is made when the server first answers. Metrics go in batches; a batch whose answer did not come is compared with
 the server's history before it is sent again. Every other entry may be sent twice without harm.
@@ -16,7 +16,7 @@ from typing import Any
 from filelock import Timeout
 
 from pipeline.config import flatten
-from pipeline.tracking.journal import Sent, Spool
+from pipeline.tracking.journal import Journal, Sent
 from pipeline.tracking.server import TrackingError, first_line, is_refused, sqlite_file
 
 # isort: split
@@ -34,9 +34,9 @@ _log = logging.getLogger(__name__)
 class Delivery:
     """Sends one journal to one server. `send` may be called from any thread, one at a time does the work."""
 
-    def __init__(self, spool: Spool, uri: str, dropped: Callable[[str], None] = _log.warning):
+    def __init__(self, journal: Journal, uri: str, dropped: Callable[[str], None] = _log.warning):
         """`dropped` is told of every entry that the server refuses for good."""
-        self.spool, self.uri, self._dropped = spool, uri, dropped
+        self.journal, self.uri, self._dropped = journal, uri, dropped
         self._client: MlflowClient | None = None
         self._begun = False
 
@@ -60,19 +60,19 @@ class Delivery:
             run that was deleted in MLflow meanwhile.
         """
         try:
-            with self.spool.lock.acquire(timeout=LOCK_SECONDS):
-                sent = self.spool.sent()
+            with self.journal.lock.acquire(timeout=LOCK_SECONDS):
+                sent = self.journal.sent()
                 self._find_run(sent)
-                self.spool.sync()
+                self.journal.sync()
                 self._send_rows(sent)
                 self._send_rest(sent)
         except Timeout:
-            raise TrackingError(f"{self.spool.file} is being sent by another thread or process") from None
+            raise TrackingError(f"{self.journal.file} is being sent by another thread or process") from None
 
     def find_run(self) -> None:
         """Make the run, and send nothing else. Raises as `send`."""
-        with self.spool.lock:
-            self._find_run(self.spool.sent())
+        with self.journal.lock:
+            self._find_run(self.journal.sent())
 
     # --- the run ------------------------------------------------------------------------------------------------------
 
@@ -80,7 +80,7 @@ class Delivery:
         """Make the run, once; or see that it is still there. A run that is gone is replaced, and gets all of the journal."""
         if self._begun:
             return
-        run_id = self.spool.run_id
+        run_id = self.journal.run_id
         if run_id:
             try:
                 stage = self.client.get_run(run_id).info.lifecycle_stage
@@ -93,13 +93,13 @@ class Delivery:
                 sent.rows = sent.rest = sent.doubt = 0
                 sent.creating = run_id = ""
         if not run_id:
-            self.spool.name_run(self._make_run(sent))
+            self.journal.name_run(self._make_run(sent))
             sent.creating = ""
-            self.spool.keep(sent)
+            self.journal.keep(sent)
         self._begun = True
 
     def _make_run(self, sent: Sent) -> str:
-        begin = next(entry for entry, _ in self.spool.entries(0) if entry["kind"] == "begin")
+        begin = next(entry for entry, _ in self.journal.entries(0) if entry["kind"] == "begin")
         experiment = experiment_id(self.client, self.uri, begin["experiment"])
         if sent.creating:  # the answer to an earlier try was lost: the run may be there
             found = self.client.search_runs([experiment], f"tags.spool = '{sent.creating}'")
@@ -107,7 +107,7 @@ class Delivery:
                 return found[0].info.run_id
         else:
             sent.creating = uuid.uuid4().hex
-            self.spool.keep(sent)
+            self.journal.keep(sent)
         tags = {**begin["tags"], "spool": sent.creating}
         run = self.client.create_run(experiment, start_time=begin["time"], tags=tags, run_name=begin["name"])
         return run.info.run_id
@@ -121,19 +121,19 @@ class Delivery:
                 batch = self._not_there(batch)
             if batch:
                 sent.doubt = end
-                self.spool.keep(sent)
+                self.journal.keep(sent)
                 for start in range(0, len(batch), BATCH_METRICS):
                     self._log_metrics(batch[start : start + BATCH_METRICS])
             if end == sent.rows:
                 return
             sent.rows, sent.doubt = end, 0
-            self.spool.keep(sent)
+            self.journal.keep(sent)
 
     def _next_batch(self, sent: Sent) -> tuple[list[Metric], int]:
         """The next metrics and the byte after them; exactly those of a batch in doubt when there is one."""
         batch: list[Metric] = []
         end = sent.rows
-        for entry, after in self.spool.entries(sent.rows):
+        for entry, after in self.journal.entries(sent.rows):
             values = entry["values"] if entry["kind"] == "metrics" else {}
             if (sent.doubt and after > sent.doubt) or (batch and len(batch) + len(values) > BATCH_METRICS):
                 break
@@ -149,13 +149,13 @@ class Delivery:
         there = {
             (key, m.step, m.timestamp)
             for key in {metric.key for metric in batch}
-            for m in self.client.get_metric_history(self.spool.run_id, key)
+            for m in self.client.get_metric_history(self.journal.run_id, key)
         }
         return [m for m in batch if (m.key, m.step, m.timestamp) not in there]
 
     def _log_metrics(self, metrics: Sequence[Metric]) -> None:
         try:
-            self.client.log_batch(self.spool.run_id, metrics=metrics)
+            self.client.log_batch(self.journal.run_id, metrics=metrics)
         except Exception as error:
             if not is_refused(error):
                 raise
@@ -168,9 +168,9 @@ class Delivery:
 
     def _check_run(self) -> None:
         """Raise when it is the run that is refused, and not what is sent to it."""
-        if self.client.get_run(self.spool.run_id).info.lifecycle_stage != "active":
+        if self.client.get_run(self.journal.run_id).info.lifecycle_stage != "active":
             raise TrackingError(
-                f"run {self.spool.run_id} was deleted in MLflow; restore it (`mlflow runs restore`), or run the same "
+                f"run {self.journal.run_id} was deleted in MLflow; restore it (`mlflow runs restore`), or run the same "
                 "command again for a new one"
             )
 
@@ -178,7 +178,7 @@ class Delivery:
 
     def _send_rest(self, sent: Sent) -> None:
         kept = sent.rest
-        for entry, end in self.spool.entries(sent.rest):
+        for entry, end in self.journal.entries(sent.rest):
             if entry["kind"] == "metrics":
                 sent.rest = end
                 continue
@@ -194,21 +194,21 @@ class Delivery:
                 self._check_run()
                 self._dropped(f"{_name(entry)} is refused and dropped ({first_line(error)})")
             sent.rest = kept = end
-            self.spool.keep(sent)
+            self.journal.keep(sent)
         if sent.rest > kept:  # metrics are not read through again
-            self.spool.keep(sent)
+            self.journal.keep(sent)
 
     def _rows_end(self, sent: Sent) -> int:
         """Byte up to which no metrics wait."""
         end = sent.rows
-        for entry, after in self.spool.entries(sent.rows):
+        for entry, after in self.journal.entries(sent.rows):
             if entry["kind"] == "metrics":
                 break
             end = after
         return end
 
     def _send_entry(self, entry: Mapping[str, Any]) -> None:
-        client, run_id = self.client, self.spool.run_id
+        client, run_id = self.client, self.journal.run_id
         match entry["kind"]:
             case "begin":
                 self._send_settings(client.get_run(run_id), entry)
@@ -224,7 +224,7 @@ class Delivery:
 
     def _drop_others(self) -> None:
         """Delete what a request to make the run left that was sent again, by mlflow itself too, and answered late."""
-        run = self.client.get_run(self.spool.run_id)
+        run = self.client.get_run(self.journal.run_id)
         if "spool" in run.data.tags:
             for other in self.client.search_runs([run.info.experiment_id], f"tags.spool = '{run.data.tags['spool']}'"):
                 if other.info.run_id != run.info.run_id:
@@ -248,18 +248,18 @@ class Delivery:
 
 def deliver(note: Path, uri: str) -> bool:
     """Send what waits in the journal of a run that nobody writes now. Returns False, after a warning, when some waits on."""
-    spool = Spool(note)
-    if spool.waiting() == (0, 0):
+    journal = Journal(note)
+    if journal.waiting() == (0, 0):
         return True
     try:
-        Delivery(spool, uri).send()
+        Delivery(journal, uri).send()
     except Exception as error:  # mlflow lets errors of requests, sqlalchemy and its own through
-        values, others = spool.waiting()
+        values, others = journal.waiting()
         _log.warning(
             "MLflow: %d metric values and %d other entries wait in %s (%s)",
             values,
             others,
-            spool.file,
+            journal.file,
             first_line(error),
         )
         return False

@@ -32,7 +32,7 @@ class Sent:
     """Tag of a new run whose answer did not come; empty when there is none."""
 
 
-class Spool:
+class Journal:
     """The journal of one run. One process writes it (its folder is locked); several threads may ask to send it."""
 
     def __init__(self, note: Path):

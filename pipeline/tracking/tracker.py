@@ -1,7 +1,7 @@
 """MLflow tracking: one run per training, written by the process that was started.
 
 Training never waits for the tracking server and never ends because of it. Whatever is logged is first written to a journal
-in the run's folder (spool.py); a thread sends it every few seconds (delivery.py). While the server is away, slow or gone
+in the run's folder (journal.py); a thread sends it every few seconds (delivery.py). While the server is away, slow or gone
 the journal grows, and one warning a minute says so; it is sent when the server answers again, in this session or when the
 same command runs again, also after a SIGKILL. Every call names its run: nothing here touches MLflow's process-wide state.
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.provenance import environment_tags, without_secrets
-from pipeline.tracking.journal import Spool
+from pipeline.tracking.journal import Journal
 from pipeline.tracking.server import TrackingError, first_line, is_away, is_refused, sqlite_file, tracking_uri
 
 # isort: split
@@ -42,10 +42,10 @@ class Tracker:
     `log`, `log_artifact`, `log_dict` and `set_tag` write to disk, return at once and never raise because of the server.
     """
 
-    def __init__(self, spool: Spool, uri: str, begun: float, system_metrics: bool, interval: float):
+    def __init__(self, journal: Journal, uri: str, begun: float, system_metrics: bool, interval: float):
         """Use `Tracker.start`. `interval` is the number of seconds between two deliveries."""
-        self.spool, self.uri = spool, uri
-        self.delivery = Delivery(spool, uri, lambda what: self._warn(what, always=True))
+        self.journal, self.uri = journal, uri
+        self.delivery = Delivery(journal, uri, lambda what: self._warn(what, always=True))
         self._start_time = begun
         self._guard = threading.Lock()  # of the journal's end; held for moments
         self._new_values = 0
@@ -95,14 +95,14 @@ class Tracker:
         uri = uri or tracking_uri()
         seed = {"seed": str(config["seed"])} if "seed" in config else {}
         all_tags = {**environment_tags(), **seed, **{k: str(v) for k, v in tags.items()}}
-        spool = Spool(Path(note))
-        spool.open()
+        journal = Journal(Path(note))
+        journal.open()
         now = _now()
-        spool.append("begin", time=now, experiment=experiment, name=run_name, config=dict(config), tags=all_tags)
-        spool.append("json", file="config.json", values=dict(config))
-        begun = next(entry["time"] for entry, _ in spool.entries(0) if entry["kind"] == "begin")
-        tracker = cls(spool, uri, begun / 1000, system_metrics, interval)
-        if must_answer and not spool.run_id:
+        journal.append("begin", time=now, experiment=experiment, name=run_name, config=dict(config), tags=all_tags)
+        journal.append("json", file="config.json", values=dict(config))
+        begun = next(entry["time"] for entry, _ in journal.entries(0) if entry["kind"] == "begin")
+        tracker = cls(journal, uri, begun / 1000, system_metrics, interval)
+        if must_answer and not journal.run_id:
             try:
                 tracker.delivery.find_run()  # all else is the thread's: a slow server does not hold up the training
             except TrackingError:
@@ -118,7 +118,7 @@ class Tracker:
     @property
     def run_id(self) -> str:
         """The run's id; empty while the server has not made the run."""
-        return self.spool.run_id
+        return self.journal.run_id
 
     def log(self, step: int, metrics: Mapping[str, float], corrects: bool = False) -> None:
         """Note one row of metrics of update `step`; infinite values are stored as NaN.
@@ -130,7 +130,7 @@ class Tracker:
         """
         values = {key: float(value) for key, value in metrics.items()}
         with self._guard:
-            self._note(lambda: self.spool.append_row(int(step), values, _now(), corrects))
+            self._note(lambda: self.journal.append_row(int(step), values, _now(), corrects))
             self._new_values += len(values)
             if self._new_values >= WAKE_VALUES:
                 self._new_values = 0
@@ -171,21 +171,21 @@ class Tracker:
         if not complete:
             self._warn(
                 f"run {self.run_id or '(not made yet)'} is not marked {status}: the same command, run again, sends what "
-                f"waits in {self.spool.file}",
+                f"waits in {self.journal.file}",
                 always=True,
             )
         return complete
 
     def _add(self, kind: str, **values: Any) -> None:
         with self._guard:
-            self._note(lambda: self.spool.append(kind, **values))
+            self._note(lambda: self.journal.append(kind, **values))
         self._wake.set()
 
     def _note(self, write: Any) -> None:
         try:
             write()
         except OSError as error:
-            self._warn(f"{self.spool.file} cannot be written ({error}), what was logged is not sent")
+            self._warn(f"{self.journal.file} cannot be written ({error}), what was logged is not sent")
 
     def _work(self, interval: float) -> None:
         """The sender's thread. A wake-up sends early, but never leads to a busy loop while the server is away."""
@@ -218,7 +218,7 @@ class Tracker:
         if not always and now - self._last_warning < WARNING_SECONDS:
             return
         self._last_warning = now
-        values, others = self.spool.waiting()
+        values, others = self.journal.waiting()
         _log.warning("MLflow: %s; training goes on, %d metric values and %d entries wait", message, values, others)
 
 

@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 from mlflow_server import Server
 from test_tracking_faults import UPDATES, assert_bits_of_an_undisturbed_run, assert_complete, command
 
-from pipeline.tracking.journal import Spool
+from pipeline.tracking.journal import Journal
 from pipeline.training.loop import read_history
 
 ROOT = Path(__file__).parents[2]
@@ -105,12 +105,12 @@ def check_sweep(sweep: Path, client: MlflowClient) -> None:
     assert len(trials) == len(notes) >= 2 + 3  # of the search; of the seeds of the final comparison
     assert len(runs) == 1 + len(trials), "a run is there twice, or not at all"
     parent = runs[summary["mlflow_run_id"]]
-    assert parent.info.status == "FINISHED" and Spool(sweep / "mlflow_run_id").waiting() == (0, 0)
+    assert parent.info.status == "FINISHED" and Journal(sweep / "mlflow_run_id").waiting() == (0, 0)
     for note in trials:
         run = runs[note.with_suffix(".run").read_text()]
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert run.info.status in ("FINISHED", "KILLED") and "model.num_hidden" in run.data.params
-        assert Spool(note.with_suffix(".run")).waiting() == (0, 0)
+        assert Journal(note.with_suffix(".run")).waiting() == (0, 0)
         rows = read_history(sweep / "trials" / json.loads(note.read_text())["folder"])
         for key in ("gamma", "kl_sum"):
             points = [(row["step"], row[key]) for row in rows if key in row]

@@ -33,7 +33,7 @@ def start(
     again: Tracker | None = None, config: dict | None = None, interval: float = HOUR, system: bool = False
 ) -> Tracker:
     """A new run, or the run of the tracker `again` gone on with."""
-    note = again.spool.note if again else Path.cwd() / uuid.uuid4().hex / "mlflow_run_id"
+    note = again.journal.note if again else Path.cwd() / uuid.uuid4().hex / "mlflow_run_id"
     config = RunConfig("tiny", seed=7).to_dict() if config is None else config
     return Tracker.start(note, "tests", "tiny", config, TAGS, interval=interval, system_metrics=system)
 
@@ -194,7 +194,7 @@ def test_a_run_that_is_gone_is_replaced_by_a_new_one(
     old.finish()
     MlflowClient(tracking).delete_run(old.run_id)
     known = old.run_id if gone == "deleted" else "0" * 32
-    old.spool.name_run(known)
+    old.journal.name_run(known)
     tracker = start(old)
     tracker.log(1, {"loss": 1.0})
     assert tracker.finish()
@@ -240,7 +240,7 @@ def test_a_server_that_stays_away_does_not_hold_up_the_end(
     assert tracker.finish() is False
     assert "is not marked FINISHED" in caplog.text and "1 metric values and 1 entries wait" in caplog.text
     assert stored(tracker).info.status == "RUNNING"
-    assert deliver(tracker.spool.note, tracking)
+    assert deliver(tracker.journal.note, tracking)
     assert stored(tracker).info.status == "FINISHED" and history(tracker, "loss") == [(0, 1.0)]
 
 

@@ -123,7 +123,7 @@ def test_a_server_that_is_killed_and_started_again_during_a_training(server: Ser
             assert tracker.flush()
             server.kill()
         elif step == 40:
-            away = tracker.spool.waiting()[0]
+            away = tracker.journal.waiting()[0]
             server.start()
     add_history(tracker, Path(job.folder))
     assert tracker.finish()
@@ -196,7 +196,7 @@ def test_a_request_whose_answer_was_lost_is_not_carried_out_twice(
     rows = [{"step": step, "gamma": 1.0 / (step + 1), "rate": 0.5} for step in range(UPDATES)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     add_history(tracker, folder)
-    assert tracker.finish() or deliver(tracker.spool.note, relay.uri)
+    assert tracker.finish() or deliver(tracker.journal.note, relay.uri)
     assert relay.lost == 1, "no answer was lost"
     assert_complete(server, folder)
 
@@ -260,7 +260,7 @@ def test_a_run_that_is_deleted_meanwhile_keeps_its_journal(server: Server, relay
     client.delete_run(tracker.run_id)
     for step in range(UPDATES):
         tracker.log(step, {"gamma": float(step)})
-    assert tracker.flush() is False and tracker.spool.waiting()[0] >= UPDATES
+    assert tracker.flush() is False and tracker.journal.waiting()[0] >= UPDATES
     with pytest.raises(TrackingError, match="was deleted in MLflow; restore it"):
         tracker.delivery.send()
     client.restore_run(tracker.run_id)
@@ -283,6 +283,6 @@ def test_the_journal_is_not_read_through_again_and_again(tracking: str, tmp_path
     for step in range(3000):
         tracker.log(step, {"loss": 1.0})
     assert tracker.flush() and tracker.flush()
-    size = tracker.spool.file.stat().st_size
-    assert (tracker.spool.sent().rows, tracker.spool.sent().rest) == (size, size)
+    size = tracker.journal.file.stat().st_size
+    assert (tracker.journal.sent().rows, tracker.journal.sent().rest) == (size, size)
     assert tracker.finish()
