@@ -21,7 +21,8 @@ from pipeline.data.manifest import Manifest, read_manifest
 from pipeline.device.precision import choose_precision
 from pipeline.models.autoencoder import Autoencoder
 from pipeline.models.rbm import RBM
-from pipeline.packages.models import PackagedAutoencoder, load_package
+from pipeline.packages.autoencoder import PackagedAutoencoder
+from pipeline.packages.models import load_package
 from pipeline.registry.card import RECONSTRUCTION, measured, model_card
 from pipeline.registry.fetch import fetch_model
 from pipeline.registry.promotion import promote_if_better, set_candidate

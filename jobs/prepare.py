@@ -45,7 +45,8 @@ from pipeline.data.manifest import Manifest
 from pipeline.data.mixtures import MIXTURES, GaussianMixture, make_mixture, moved
 from pipeline.device.precision import computing_in
 from pipeline.models.autoencoder import NUM_FEATURES, from_pixels
-from pipeline.packages.models import PackagedAutoencoder, load_package
+from pipeline.packages.autoencoder import PackagedAutoencoder
+from pipeline.packages.models import load_package
 from pipeline.registry.fetch import FetchedModel, fetch_model
 from pipeline.runs.summary import as_table, write_summary
 from pipeline.training.loop import pick_device

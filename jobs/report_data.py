@@ -23,8 +23,9 @@ from pipeline.evaluation.scene import TEST_ROWS, Scene
 from pipeline.evaluation.scores import SEEDS
 from pipeline.models.autoencoder import NUM_FEATURES, Autoencoder
 from pipeline.models.rbm import RBM
+from pipeline.packages.autoencoder import PackagedAutoencoder
 from pipeline.packages.files import PackageError
-from pipeline.packages.models import PackagedAutoencoder, load_package
+from pipeline.packages.models import load_package
 from pipeline.registry.fetch import fetch_model
 from pipeline.registry.versions import find_version
 from pipeline.runs.trained import read_beam

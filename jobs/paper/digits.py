@@ -19,18 +19,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jobs.paper.training import read_generator, read_measured, train_in
-from jobs.recipes import recipe
-from pipeline.comm import Comm
-from pipeline.config import GANConfig, RBMConfig, RunConfig
-from pipeline.data.rows import load_labels, load_rows
-from pipeline.metrics.digits import (
+from jobs.paper.digit_classes import (
     TrainedClassifier,
     class_scores,
     load_classifier,
     save_classifier,
     train_digit_classifier,
 )
+from jobs.paper.training import read_generator, read_measured, train_in
+from jobs.recipes import recipe
+from pipeline.comm import Comm
+from pipeline.config import GANConfig, RBMConfig, RunConfig
+from pipeline.data.rows import load_labels, load_rows
 from pipeline.metrics.divergences import forward_reverse_kl
 from pipeline.metrics.image_features import to_pixels
 from pipeline.metrics.image_scores import BOOTSTRAP, GAUSSIAN, bootstrap, score_images

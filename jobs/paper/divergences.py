@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from jobs.paper.experiments import Experiment, Finding, Plan, Table
+from jobs.paper.separation import two_gaussians_against_one
 from jobs.paper.units import Unit
-from pipeline.metrics.separation import two_gaussians_against_one
 from pipeline.pictures.paper import separation_curves
 
 SEPARATIONS = [0.25 * i for i in range(41)]

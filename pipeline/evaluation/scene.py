@@ -13,8 +13,9 @@ from pipeline.metrics.images import (
     PrincipalSpace,
     fit_principal_space,
 )
+from pipeline.packages.autoencoder import PackagedAutoencoder
 from pipeline.packages.files import PackageError
-from pipeline.packages.models import PackagedAutoencoder, load_package
+from pipeline.packages.models import load_package
 from pipeline.registry.fetch import fetch_model
 from pipeline.registry.versions import RegistryError, find_version
 from pipeline.samplers.protocols import Samples

@@ -1,7 +1,7 @@
 """Triton kernels of an update but its sweeps: hidden means, neighbors' votes, weights of rows, the weighted gradient.
 
-Launched by fused_update.py; the mathematics is that of models/rbm.py, critics/neighbors.py and gradients.py. Rows are data rows
-first, then particles; everything is float32.
+Launched by update.py; the mathematics is that of models/rbm.py, critics/neighbors.py and learning/weights.py.
+Rows are data rows first, then particles; everything is float32.
 """
 
 import triton
@@ -74,8 +74,9 @@ def votes(
 
 @triton.jit
 def row_weights(scores, weights, mean, num_data, M, gamma, CRITIC: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr):
-    """`weights` [num_data + M] of the rows in the ascent direction (gradients.py), and the mean of T, 0 without a critic; one
-    program.
+    """`weights` [num_data + M] of the rows in the ascent direction (learning/weights.py), and the mean of T, 0 without a critic.
+
+    One program.
     """
     d, m = tl.arange(0, BD), tl.arange(0, BM)
     tl.store(weights + d, tl.zeros((BD,), tl.float32) + gamma / num_data, mask=d < num_data)

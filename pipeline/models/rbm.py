@@ -84,7 +84,7 @@ class RBM(nn.Module):
     def negative_energy_gradient(self, v: Tensor, hidden: Hidden, weights: Tensor) -> dict[str, Tensor]:
         """Weighted sum over rows of f = -dE/dtheta, for every parameter by its name (closed form, no autograd).
 
-        Both terms of the objective are such sums (see gradients.py). With conditional means in `hidden` it is the
+        Both terms of the objective are such sums (see learning/weights.py). With conditional means in `hidden` it is the
         expectation of f over h given v (Rao-Blackwell), exact because E is at most quadratic in h.
 
         Args:

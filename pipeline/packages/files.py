@@ -7,11 +7,12 @@
     chains.safetensors          a BEAM only: the persistent chains at the end of training; of replicas those at beta = 1
 
 A folder that is damaged, of another version or with anything unknown in it is refused by name: half understood, it would
-give wrong pictures silently. What the tensors mean is in packaged.py.
+give wrong pictures silently. The meaning of the tensors is in models.py and autoencoder.py.
 """
 
 import contextlib
 import json
+import math
 import reprlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -148,3 +149,8 @@ def _files(config: Mapping[str, Any]) -> tuple[str, ...]:
     if config["kind"] == "beam" and config["autoencoder"] is None:
         return tuple(name for name in files if name != "autoencoder.safetensors")
     return files
+
+
+def finite(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Metrics as JSON knows them: null for a value that is not finite."""
+    return {k: None if v is None or not math.isfinite(v) else float(v) for k, v in metrics.items()}

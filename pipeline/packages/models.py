@@ -1,34 +1,33 @@
-"""Trained models with all that it takes to use them, and what they do; package_files.py says how they lie on disk.
+"""Trained models with all that it takes to use them, and what they do; files.py says how they lie on disk.
 
 A BEAM of pictures carries its autoencoder, so one folder is all that sampling takes: `latents` below are whitened
 features of a picture, and pixels are uint8 [n, 64, 64, 3]. A BEAM of points has none: its rows are float32 [n, V].
 """
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipeline.config import AutoencoderConfig, RBMConfig, RunConfig
+from pipeline.config import RBMConfig, RunConfig
 from pipeline.data.whitening import Whitening
-from pipeline.device.precision import Precision
-from pipeline.models.autoencoder import NUM_FEATURES, Autoencoder, decode_latents, encode_pixels
+from pipeline.models.autoencoder import NUM_FEATURES
 from pipeline.models.rbm import RBM
 from pipeline.models.units import Gaussian
+from pipeline.packages.autoencoder import PackagedAutoencoder
 from pipeline.packages.files import (
     FLOATS,
     PackageError,
     Tensors,
     check_shapes,
+    finite,
     load_weights,
     naming,
     read_config,
     read_tensors,
-    refuse_unknown,
     write_package,
 )
 from pipeline.packages.inputs import Data, as_clamped, as_pixels, as_points, check_parameters, clamped_pixels
@@ -38,49 +37,6 @@ from pipeline.samplers.driven import DrivenGibbs, GammaProcess
 from pipeline.samplers.gibbs import ChainState
 from pipeline.samplers.protocols import DRIVEN, FRESH, ROWS_PER_BLOCK, Protocol, Samples, WideStart, draw_samples
 from pipeline.streams import stream
-
-
-@dataclass(frozen=True)
-class PackagedAutoencoder:
-    """A trained autoencoder with what is needed to use it."""
-
-    model: Autoencoder
-    precision: Precision
-    """In which it was trained, encodes and decodes; the choice changes bits."""
-    dataset: str
-    """Label of the data it was trained on, such as `synthetic-faces`."""
-    metrics: Mapping[str, float | None] = field(default_factory=dict)
-
-    def encode(self, pixels: Tensor) -> Tensor:
-        """Raw latents float32 [n, 1024] of pixels uint8 [n, 64, 64, 3]."""
-        return encode_pixels(self.model, pixels, self.precision)
-
-    def decode(self, raw_latents: Tensor) -> Tensor:
-        """Pixels uint8 [n, 64, 64, 3] of raw latents [n, 1024]."""
-        return decode_latents(self.model, raw_latents, self.precision)
-
-    def reconstruct(self, pixels: Data) -> Tensor:
-        """Pixels uint8 [n, 64, 64, 3], encoded and decoded again. Raises ValueError on an input of another kind."""
-        return self.decode(self.encode(as_pixels(pixels)))
-
-    def save(self, folder: str | Path) -> str:
-        """Write the package into `folder`; see `PackagedBeam.save`."""
-        config = {"dataset": self.dataset, "autoencoder": self._settings(), "metrics": _finite(self.metrics)}
-        return write_package(Path(folder), "autoencoder", config, {"autoencoder.safetensors": self.model.state_dict()})
-
-    def _settings(self) -> dict[str, Any]:
-        return {"config": asdict(self.model.config), "precision": self.precision}
-
-    @staticmethod
-    def _read(config: Mapping[str, Any], tensors: Tensors) -> "PackagedAutoencoder":
-        settings = config["autoencoder"]
-        refuse_unknown("autoencoder", settings, ("config", "precision"))
-        precision = settings["precision"]
-        if precision not in ("float32", "bfloat16"):
-            raise PackageError(f"autoencoder.precision is {precision!r}: must be 'float32' or 'bfloat16'")
-        model = Autoencoder(AutoencoderConfig(**settings["config"]))
-        load_weights(model, tensors["autoencoder.safetensors"], "autoencoder.safetensors")
-        return PackagedAutoencoder(model, precision, config["dataset"], config["metrics"])
 
 
 @dataclass(frozen=True)
@@ -244,10 +200,10 @@ class PackagedBeam:
             "statistics.safetensors": statistics,
             "chains.safetensors": self.chains._asdict(),
         }
-        config = {"run": self.run.to_dict(), "autoencoder": None, "metrics": _finite(self.metrics)}
+        config = {"run": self.run.to_dict(), "autoencoder": None, "metrics": finite(self.metrics)}
         if self.autoencoder is not None:
             files["autoencoder.safetensors"] = self.autoencoder.model.state_dict()
-            config["autoencoder"] = self.autoencoder._settings()
+            config["autoencoder"] = self.autoencoder.settings()
         return write_package(Path(folder), "beam", {"dataset": self.dataset, **config}, files)
 
     @staticmethod
@@ -267,7 +223,7 @@ class PackagedBeam:
         width, num_chains = run.model.num_visible, len(chains.get("beta", ()))
         autoencoder = None
         if config["autoencoder"] is not None:
-            autoencoder = PackagedAutoencoder._read({**config, "metrics": {}}, tensors)
+            autoencoder = PackagedAutoencoder.read({**config, "metrics": {}}, tensors)
             if width != NUM_FEATURES:
                 raise PackageError(f"run.model.num_visible is {width}: the decoder takes {NUM_FEATURES} features")
         names = ("whitening.mean", "whitening.std", "wide_start.mean", "wide_start.std")
@@ -333,7 +289,7 @@ class PackagedBeam:
 
 Packaged = PackagedAutoencoder | PackagedBeam
 _READERS: dict[str, Callable[[Mapping[str, Any], Tensors], Packaged]] = {
-    "autoencoder": PackagedAutoencoder._read,
+    "autoencoder": PackagedAutoencoder.read,
     "beam": PackagedBeam._read,
 }
 
@@ -361,8 +317,3 @@ def _stages(protocol: str, gibbs_steps: int) -> Protocol:
     """A fixed protocol with another number of sweeps in its main stage."""
     fixed = DRIVEN if protocol == "driven" else FRESH
     return Protocol(fixed.name, (replace(fixed.stages[0], num_sweeps=gibbs_steps), *fixed.stages[1:]))
-
-
-def _finite(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
-    """Metrics as JSON knows them: null for a value that is not finite."""
-    return {k: None if v is None or not math.isfinite(v) else float(v) for k, v in metrics.items()}

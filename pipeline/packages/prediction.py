@@ -14,8 +14,9 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from pipeline.packages.autoencoder import PackagedAutoencoder
 from pipeline.packages.inputs import SAMPLE_DEFAULTS, cell_mask, check_parameters, unit_mask
-from pipeline.packages.models import Packaged, PackagedAutoencoder, PackagedBeam
+from pipeline.packages.models import Packaged, PackagedBeam
 from pipeline.samplers.protocols import ROWS_PER_BLOCK
 
 DEFAULTS: dict[str, Any] = {

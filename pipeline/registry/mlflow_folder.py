@@ -3,7 +3,7 @@
     MLmodel                  which loader, which data: only what registry.py writes is accepted
     MODEL_CARD.md, *.png     for people
     conda.yaml, python_env.yaml, requirements.txt    what MLflow writes about the environment
-    data/package/            the package (package_files.py)
+    data/package/            the package (packages/files.py)
 
 MLmodel can name code to import, and MLflow imports it. So another loader, other flavors, code of its own and files of
 unknown names are refused by name; MLmodel is parsed as plain data, and nothing is imported because of it.

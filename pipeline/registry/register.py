@@ -4,8 +4,8 @@ A registered model is named after its data set and kind (`celeba-beam`, `synthet
 set cannot take the place of another's. Alias `candidate` is the newest one worth a look; `champion` the best by its
 score (smaller is better) on one content of the data: scores on other data are not comparable.
 
-Versions hold what pipeline/packages/files.py writes, safetensors and JSON, and a card for people; model_folder.py checks
-all of it before anything is used. versions.py finds versions, fetched.py loads and copies them, promotion.py decides on
+Versions hold what pipeline/packages/files.py writes, safetensors and JSON, and a card for people; mlflow_folder.py checks
+all of it before anything is used. versions.py finds versions, fetch.py loads and copies them, promotion.py decides on
 champions; what jobs need of the three is here as well. Every call names its server; nothing here changes MLflow's
 process-wide tracking URI.
 """
@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import flatten
-from pipeline.packages.models import Packaged, PackagedAutoencoder, PackagedBeam, load_package
+from pipeline.packages.autoencoder import PackagedAutoencoder
+from pipeline.packages.models import Packaged, PackagedBeam, load_package
 from pipeline.packages.prediction import DEFAULTS, predict
 from pipeline.registry.card import RECONSTRUCTION, Measured, model_card
 from pipeline.registry.mlflow_folder import CARD_NAME, DATA, LOADER, PICTURES, open_model, package_folder
@@ -114,7 +115,7 @@ def register_beam(
         score_name: the recipe's `evaluation.selection_metric`.
         spread: standard deviation of the score over evaluation seeds.
         name: in the registry; None: `model_name(dataset, kind)`.
-        card: Markdown (model_card.py), kept as MODEL_CARD.md beside MLmodel and as the version's description, which
+        card: Markdown (card.py), kept as MODEL_CARD.md beside MLmodel and as the version's description, which
             MLflow cuts at 5000 characters; None: one is made from the values here.
         pictures: PNG or JPEG files that are kept beside the card.
         tracking: URI of the server; None: `tracking_uri()`.

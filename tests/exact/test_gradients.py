@@ -96,7 +96,7 @@ def test_conditional_means_in_place_of_the_sampled_h_are_wrong():
 
 @pytest.mark.parametrize("gamma", [1.0, 0.3, 0.0])
 def test_combined_weights_are_the_combined_objective(gamma):
-    """The weights of gradients.py give gamma L + (1 - gamma) A on a table in which every row counts the same.
+    """The weights of learning/weights.py give gamma L + (1 - gamma) A on a table in which every row counts the same.
 
     Bernoulli 5-3 with p(v) rounded to multiples of 1/M and each v repeated accordingly, so that the particles' averages
     *are* the expectation under a distribution q; the exact derivative is then the weighted sum itself by definition, and
@@ -133,7 +133,7 @@ def test_the_direction_ascends_the_exact_objective():
     f = rbm.negative_energy_gradient
     positive = f(data, rbm.hidden_statistics(data), data_weights(gamma, 7, 7, data))
     for sign, rises in ((1, True), (-1, False)):
-        # the particles' weights of gradients.py with each row's own probability in place of 1/M
+        # the particles' weights of learning/weights.py with each row's own probability in place of 1/M
         per_row = particle_weights(gamma, sign * t, sign * (p @ t).item(), 1, v) * p
         negative = f(v, rbm.hidden_statistics(v), per_row)
         direction = {k: positive[k] + negative[k] for k in positive}

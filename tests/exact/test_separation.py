@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pipeline.metrics.separation import two_gaussians_against_one
+from jobs.paper.separation import two_gaussians_against_one
 
 SEPARATIONS = [0.25 * i for i in range(41)] + [15.0, 20.0, 40.0, 100.0]
 FOUND = two_gaussians_against_one(SEPARATIONS)

@@ -16,7 +16,8 @@ from latents import write_latents
 from small_runs import ENVIRONMENT, assert_same_bits, final, small
 
 from pipeline.comm import Comm
-from pipeline.config import CheckpointConfig
+from pipeline.config import CheckpointConfig, Phase, Schedules
+from pipeline.learning.schedule import Schedule
 from pipeline.training.checkpoint import load_latest
 from pipeline.training.loop import StopRequest, read_history, train
 from pipeline.training.objective import Evaluation
@@ -106,7 +107,7 @@ def test_after_the_driver_was_killed_the_same_command_goes_on_alone(tmp_path: Pa
 class Slow:
     """An objective whose updates take a second, as those of a large model may."""
 
-    total_steps = 1000
+    schedule = Schedule(Schedules(likelihood=Phase(updates=1000), adversarial=Phase(updates=0)), 1, 1.0)
 
     def step(self, step: int, measure: bool) -> dict[str, float]:
         time.sleep(1.0)

@@ -13,7 +13,8 @@ from pipeline.config import AutoencoderConfig, RBMConfig, RunConfig
 from pipeline.data.whitening import Whitening
 from pipeline.models.autoencoder import Autoencoder
 from pipeline.models.rbm import RBM
-from pipeline.packages.models import PackagedAutoencoder, PackagedBeam
+from pipeline.packages.autoencoder import PackagedAutoencoder
+from pipeline.packages.models import PackagedBeam
 from pipeline.samplers.gibbs import ChainState
 from pipeline.samplers.protocols import WideStart
 

@@ -10,7 +10,7 @@ from jobs.train import main as train
 from pipeline.data.manifest import Manifest, SplitEntry, write_manifest
 from pipeline.data.shards import write_shard
 from pipeline.models.autoencoder import from_pixels
-from pipeline.packages.models import PackagedAutoencoder
+from pipeline.packages.autoencoder import PackagedAutoencoder
 from pipeline.streams import stream
 
 SETTINGS = (

@@ -22,7 +22,8 @@ from pipeline.data.manifest import ShardError, read_manifest
 from pipeline.data.shards import load_split
 from pipeline.data.whitening import Whitening, read_whitening
 from pipeline.models.rbm import RBM
-from pipeline.packages.models import PackagedAutoencoder, PackagedBeam
+from pipeline.packages.autoencoder import PackagedAutoencoder
+from pipeline.packages.models import PackagedBeam
 from pipeline.samplers.gibbs import ChainState
 from pipeline.samplers.protocols import WideStart
 

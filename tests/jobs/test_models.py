@@ -13,7 +13,8 @@ from mlflow import MlflowClient
 from registering import BEAM, register, start_run
 
 from jobs.models import main
-from pipeline.packages.models import PackagedAutoencoder, PackagedBeam
+from pipeline.packages.autoencoder import PackagedAutoencoder
+from pipeline.packages.models import PackagedBeam
 from pipeline.registry.fetch import load_model
 from pipeline.registry.promotion import promote_if_better
 from pipeline.registry.register import register_autoencoder

@@ -10,8 +10,9 @@ import torch
 from point_models import point_model
 
 from pipeline.files import canonical_hash
+from pipeline.packages.autoencoder import PackagedAutoencoder
 from pipeline.packages.files import PackageError
-from pipeline.packages.models import PackagedAutoencoder, PackagedBeam, load_package, verify_package
+from pipeline.packages.models import PackagedBeam, load_package, verify_package
 from pipeline.samplers.protocols import DRIVEN, FRESH, Protocol, draw_samples
 
 FILES = ("autoencoder.safetensors", "chains.safetensors", "rbm.safetensors", "statistics.safetensors")

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from point_models import point_model
 
-from pipeline.packages.models import PackagedAutoencoder, PackagedBeam
+from pipeline.packages.autoencoder import PackagedAutoencoder
+from pipeline.packages.models import PackagedBeam
 from pipeline.packages.prediction import DEFAULTS, TASKS, predict
 
 PICTURES = torch.randint(256, (3, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -12,8 +12,9 @@ import pytest
 import torch
 from registering import BEAM, register, start_run
 
+from pipeline.packages.autoencoder import PackagedAutoencoder
 from pipeline.packages.files import PackageError
-from pipeline.packages.models import PackagedAutoencoder, PackagedBeam, load_package, verify_package
+from pipeline.packages.models import PackagedBeam, load_package, verify_package
 from pipeline.registry.fetch import fetch_model, load_model, pull_model
 from pipeline.registry.promotion import promote_if_better, set_candidate
 from pipeline.registry.register import register_autoencoder, register_beam

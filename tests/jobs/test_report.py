@@ -21,7 +21,7 @@ from jobs.report_runs import Missing, find_run
 from jobs.report_tables import ending, environment
 from pipeline.data.manifest import read_manifest
 from pipeline.data.shards import load_split
-from pipeline.packages.models import PackagedAutoencoder
+from pipeline.packages.autoencoder import PackagedAutoencoder
 from pipeline.pictures.curves import point_density
 from pipeline.pictures.grids import image_grid
 

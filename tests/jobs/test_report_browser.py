@@ -13,7 +13,7 @@ import pytest
 from face_runs import EVALUATIONS, train_beam, write_faces
 
 from jobs.report import main
-from pipeline.packages.models import PackagedAutoencoder
+from pipeline.packages.autoencoder import PackagedAutoencoder
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)

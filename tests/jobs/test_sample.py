@@ -15,7 +15,8 @@ from point_models import point_model
 
 from data_prep.images import crop_photograph
 from jobs.sample import main
-from pipeline.packages.models import PackagedAutoencoder, PackagedBeam
+from pipeline.packages.autoencoder import PackagedAutoencoder
+from pipeline.packages.models import PackagedBeam
 from pipeline.registry.promotion import promote_if_better
 from pipeline.registry.register import register_autoencoder, register_beam
 

@@ -10,7 +10,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from pipeline.metrics.digits import (
+from jobs.paper.digit_classes import (
     CARD_FILE,
     WEIGHTS_FILE,
     DigitClassifier,

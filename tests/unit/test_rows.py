@@ -16,7 +16,8 @@ from pipeline.data.rows import load_rows, read_scaling
 from pipeline.data.shards import load_split, write_shard
 from pipeline.evaluation.scene import PointScene, Scene, open_scene
 from pipeline.models.autoencoder import Autoencoder
-from pipeline.packages.models import PackagedAutoencoder, PackagedBeam
+from pipeline.packages.autoencoder import PackagedAutoencoder
+from pipeline.packages.models import PackagedBeam
 from pipeline.runs.job import TrainJob, make_objective
 from pipeline.samplers.gibbs import ChainState
 from pipeline.samplers.protocols import WideStart
