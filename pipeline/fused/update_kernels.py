@@ -74,7 +74,7 @@ def votes(
 
 @triton.jit
 def row_weights(scores, weights, mean, num_data, M, gamma, CRITIC: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr):
-    """`weights` [num_data + M] of the rows in the ascent direction (learning/weights.py), and the mean of T, 0 without a critic.
+    """`weights` [num_data + M] of the rows in the ascent direction, and the mean of T, 0 without a critic.
 
     One program.
     """
