@@ -8,7 +8,7 @@ import torch
 from pipeline.data.shards import load_split
 from pipeline.evaluation.scene import Scene
 from pipeline.evaluation.scores import SEEDS
-from pipeline.metrics.images import sample_full_gaussian, sample_principal_gaussian
+from pipeline.metrics.gaussians import sample_full_gaussian, sample_principal_gaussian
 from pipeline.models.rbm import RBM
 from pipeline.pictures.curves import training_curves
 from pipeline.pictures.grids import compare_grids, image_grid, reconstruction_rows

@@ -32,9 +32,10 @@ from pipeline.comm import Comm
 from pipeline.config import GANConfig, RBMConfig, RunConfig
 from pipeline.data.rows import load_labels, load_rows
 from pipeline.metrics.divergences import forward_reverse_kl
+from pipeline.metrics.gaussians import sample_full_gaussian
 from pipeline.metrics.image_features import to_pixels
 from pipeline.metrics.image_scores import BOOTSTRAP, GAUSSIAN, bootstrap, score_images
-from pipeline.metrics.images import precision_recall, sample_full_gaussian
+from pipeline.metrics.images import precision_recall
 from pipeline.metrics.likelihood import estimate_log_likelihood, estimate_log_partition
 from pipeline.models.gan import generate
 from pipeline.models.rbm import RBM

@@ -4,11 +4,7 @@ import torch
 from torch import Tensor
 
 from pipeline.evaluation.scene import Scene
-from pipeline.metrics.images import (
-    sample_full_gaussian,
-    sample_independent_gaussian,
-    sample_principal_gaussian,
-)
+from pipeline.metrics.gaussians import sample_full_gaussian, sample_independent_gaussian, sample_principal_gaussian
 from pipeline.streams import stream
 
 SEEDS = (101, 102, 103)

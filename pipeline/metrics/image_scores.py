@@ -23,7 +23,7 @@ from pipeline.metrics.two_samples import (
 
 GAUSSIAN = "full Gaussian"
 """Name of the first baseline: a Gaussian with the mean and covariance of the training latents, decoded
-(`images.sample_full_gaussian`); of the pixels themselves where there is no autoencoder, cut to [0, 1]."""
+(`gaussians.sample_full_gaussian`); of the pixels themselves where there is no autoencoder, cut to [0, 1]."""
 BOOTSTRAP = "training rows"
 """Name of the second: training pictures drawn with replacement (`bootstrap`)."""
 

@@ -1,9 +1,9 @@
-"""Scores of generated rows against held-out rows in the latent space of the autoencoder, and Gaussian baselines.
+"""Scores of generated rows against held-out rows in the latent space of the autoencoder.
 
 A face model is judged by several scores together, because each is blind to something: the Frechet distance to noise,
 k-NN precision to blur (an independent Gaussian reaches 1), variance and duplicates to everything but collapse. The
-baselines say how much of a score any Gaussian gets; a table without them proves nothing. Nearest neighbors and Frechet
-distance are taken in the leading principal components of the training latents, where 1,000 rows suffice.
+baselines (gaussians.py) say how much of a score any Gaussian gets; a table without them proves nothing. Nearest neighbors
+and the Frechet distance are taken in the leading principal components of the training latents, where 1,000 rows suffice.
 """
 
 from typing import Literal, NamedTuple
@@ -65,13 +65,13 @@ def fit_principal_space(latents: Tensor, num_components: int = 100) -> Principal
     Raises:
         ValueError: on a wrong shape, values that are not finite or too many components.
     """
-    mean, covariance = _moments("latents", latents)
+    mean, covariance = moments("latents", latents)
     limit = min(len(latents) - 1, latents.shape[1])
     if not 1 <= num_components <= limit:
         raise ValueError(
             f"num_components is {num_components}; latents of shape {tuple(latents.shape)} have between 1 and {limit}"
         )
-    return PrincipalSpace(mean, _leading_components(covariance, num_components)[1])
+    return PrincipalSpace(mean, leading_components(covariance, num_components)[1])
 
 
 def fit_wide_principal_space(rows: Tensor, num_components: int = 100) -> PrincipalSpace:
@@ -95,7 +95,7 @@ def fit_wide_principal_space(rows: Tensor, num_components: int = 100) -> Princip
         )
     mean = rows.mean(0, dtype=torch.float64)
     centered = rows.double() - mean
-    values, vectors = _leading_components(centered @ centered.T, num_components)
+    values, vectors = leading_components(centered @ centered.T, num_components)
     rounding = 1e-24 * rows.double().square().sum()  # what the mean of equal rows leaves
     kept = values > torch.maximum(values[0] * 1e-12, rounding)
     if not bool(kept.any()):
@@ -126,8 +126,8 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     Raises:
         ValueError: on mismatched columns, fewer than two rows or values that are not finite.
     """
-    mean_a, cov_a = _moments("a", a)
-    mean_b, cov_b = _moments("b", b, columns=a.shape[1])
+    mean_a, cov_a = moments("a", a)
+    mean_b, cov_b = moments("b", b, columns=a.shape[1])
     values, vectors = torch.linalg.eigh(cov_a)
     root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
     product = root @ cov_b @ root
@@ -225,44 +225,6 @@ def total_variance_ratio(samples: Tensor, heldout: Tensor) -> float:
     return samples.double().var(0).sum().item() / reference
 
 
-def sample_full_gaussian(latents: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    """Draw n rows from the Gaussian with the mean and covariance of `latents` [N, d]: [n, d], the latents' type."""
-    return sample_principal_gaussian(latents, n, generator, num_components=latents.shape[-1])
-
-
-def sample_principal_gaussian(latents: Tensor, n: int, generator: torch.Generator, num_components: int) -> Tensor:
-    """Draw n rows from the Gaussian fitted to the leading components of `latents`, the other components at their mean.
-
-    The strongest cheap baseline for pictures: decoded, 100 components look like faces.
-
-    Args:
-        latents: [N, d] training rows.
-        n: rows to draw.
-        generator: decides the draw; on its own device.
-        num_components: c, from 1 to d.
-
-    Returns:
-        [n, d], type and device of `latents`.
-
-    Raises:
-        ValueError: on a wrong shape, values that are not finite, n < 1 or num_components outside 1..d.
-    """
-    if not 1 <= num_components <= latents.shape[-1]:
-        raise ValueError(
-            f"num_components is {num_components}; latents of {latents.shape[-1]} columns have at most that"
-        )
-    mean, covariance = _moments("latents", latents)
-    values, vectors = _leading_components(covariance, num_components)
-    drawn = _normal(n, num_components, generator, latents) * values.sqrt()
-    return (mean + drawn @ vectors.T).to(latents.dtype)
-
-
-def sample_independent_gaussian(latents: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    """Draw n rows with the mean and variance of each column of `latents` [N, d], independently: [n, d], their type."""
-    mean, covariance = _moments("latents", latents)
-    return (mean + _normal(n, len(mean), generator, latents) * covariance.diagonal().sqrt()).to(latents.dtype)
-
-
 def score_latents(
     space: PrincipalSpace, heldout: Tensor, samples: Tensor, reencoded: Tensor | None = None
 ) -> LatentScores:
@@ -316,7 +278,7 @@ def _covered_share(points: Tensor, centers: Tensor, num_neighbors: int) -> float
     return torch.cat(covered).double().mean().item()
 
 
-def _leading_components(covariance: Tensor, num_components: int) -> tuple[Tensor, Tensor]:
+def leading_components(covariance: Tensor, num_components: int) -> tuple[Tensor, Tensor]:
     """Return the largest eigenvalues [c], descending, and their eigenvectors [d, c] with the sign fixed."""
     values, vectors = torch.linalg.eigh(covariance)
     values, vectors = values.flip(0)[:num_components].clamp_min(0), vectors.flip(1)[:, :num_components]
@@ -324,13 +286,7 @@ def _leading_components(covariance: Tensor, num_components: int) -> tuple[Tensor
     return values, (vectors * largest.sign()).contiguous()
 
 
-def _normal(n: int, columns: int, generator: torch.Generator, like: Tensor) -> Tensor:
-    if n < 1:
-        raise ValueError(f"n is {n}; draw at least one row")
-    return torch.randn(n, columns, generator=generator, dtype=torch.float64, device=generator.device).to(like.device)
-
-
-def _moments(name: str, rows: Tensor, columns: int | None = None) -> tuple[Tensor, Tensor]:
+def moments(name: str, rows: Tensor, columns: int | None = None) -> tuple[Tensor, Tensor]:
     """Return the mean [d] and the unbiased covariance [d, d], float64, converting a block of rows at a time."""
     _require_rows(name, rows, columns=columns, at_least=2)
     mean = rows.mean(0, dtype=torch.float64)

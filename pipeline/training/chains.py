@@ -1,6 +1,6 @@
 """Persistent chains (fantasy particles) of this worker: how they start, move, and are saved."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Generator, Tensor
@@ -120,8 +120,7 @@ class TorchChains(Chains):
             together = (
                 sampler.replicas == 1 and len(rows) > 1 and (comm.device.type != "cpu" or blocks_stand_alone(rbm, rows))
             )
-        every: Iterable[int] = range(len(rows))
-        self.groups = [list(every)] if together else [[i] for i in every]
+        self.groups = [list(range(len(rows)))] if together else [[i] for i in range(len(rows))]
         """Places of the blocks that are moved as one tensor."""
 
     def advance(self, step: int, couplings: Couplings) -> list[Tensor]:

@@ -13,6 +13,7 @@ from pipeline.config import (
     DataConfig,
     EvaluationConfig,
     Phase,
+    PowerLaw,
     RBMConfig,
     RunConfig,
     Schedules,
@@ -140,6 +141,18 @@ def test_training_lowers_the_error() -> None:
     assert reports[0]["batch_mse"] == pytest.approx(start["reconstruction_mse"], rel=1e-4)
     assert reports[0]["learning_rate"] == pytest.approx(3e-3 / 4)
     assert reports[-1]["gradient_norm"] > 0
+
+
+def test_decay_updates_are_scaled_with_the_run() -> None:
+    """Once the unit kept its length while the run was shortened, so that the rate hardly fell."""
+    rule = PowerLaw(initial=1e-3, decay=1.0, decay_updates=4)
+    phases = Schedules(likelihood=Phase(updates=4, learning_rate=rule), adversarial=Phase(updates=0))
+    objective = objective_of(dataclasses.replace(small_config(), epochs_scale=0.5, schedules=phases))
+    rates = [objective.step(step, measure=False)["learning_rate"] for step in range(2)]
+    assert objective.schedule.total_steps == 2 and rates == [1e-3, 1e-3]
+    phases = dataclasses.replace(phases, likelihood=dataclasses.replace(phases.likelihood, updates=8))
+    longer = objective_of(dataclasses.replace(small_config(), epochs_scale=0.5, schedules=phases))
+    assert [longer.schedule.at(step).rate for step in range(4)] == [1e-3, 1e-3, 5e-4, 5e-4]
 
 
 def test_the_step_is_the_gradient_of_the_batch_mean() -> None:

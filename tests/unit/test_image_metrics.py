@@ -13,7 +13,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from pipeline.metrics import images
+from pipeline.metrics import gaussians, images
 from pipeline.metrics.faces import CASCADE, MissingDetector, face_share
 
 
@@ -176,9 +176,11 @@ def correlated(seed: int, n: int) -> torch.Tensor:
 def test_gaussian_baselines_have_the_moments_they_are_named_for():
     latents, n = correlated(24, 211), 40_009
     draw = {
-        "full": images.sample_full_gaussian(latents, n, torch.Generator().manual_seed(1)),
-        "independent": images.sample_independent_gaussian(latents, n, torch.Generator().manual_seed(2)),
-        "principal": images.sample_principal_gaussian(latents, n, torch.Generator().manual_seed(3), num_components=2),
+        "full": gaussians.sample_full_gaussian(latents, n, torch.Generator().manual_seed(1)),
+        "independent": gaussians.sample_independent_gaussian(latents, n, torch.Generator().manual_seed(2)),
+        "principal": gaussians.sample_principal_gaussian(
+            latents, n, torch.Generator().manual_seed(3), num_components=2
+        ),
     }
     covariance = torch.cov(latents.T)
     values, vectors = torch.linalg.eigh(covariance)
@@ -196,9 +198,9 @@ def test_gaussian_baselines_have_the_moments_they_are_named_for():
 def test_baselines_are_decided_by_the_generator_and_keep_the_type():
     latents = correlated(25, 101).float()
     for draw in (
-        images.sample_full_gaussian,
-        images.sample_independent_gaussian,
-        lambda rows, n, generator: images.sample_principal_gaussian(rows, n, generator, num_components=3),
+        gaussians.sample_full_gaussian,
+        gaussians.sample_independent_gaussian,
+        lambda rows, n, generator: gaussians.sample_principal_gaussian(rows, n, generator, num_components=3),
     ):
         first, again = (draw(latents, 7, torch.Generator().manual_seed(5)) for _ in range(2))
         assert first.shape == (7, 5) and first.dtype == torch.float32
@@ -207,7 +209,7 @@ def test_baselines_are_decided_by_the_generator_and_keep_the_type():
         with pytest.raises(ValueError, match="n is 0"):
             draw(latents, 0, torch.Generator())
     with pytest.raises(ValueError, match="num_components is 7"):
-        images.sample_principal_gaussian(latents, 3, torch.Generator(), num_components=7)
+        gaussians.sample_principal_gaussian(latents, 3, torch.Generator(), num_components=7)
 
 
 # --- the bundle ------------------------------------------------------------------------------------------------------
