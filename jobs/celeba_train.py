@@ -23,7 +23,6 @@ from jobs.ray_session import ray_session
 from jobs.recipes import AUTOENCODER_OF, recipe
 from jobs.registry_wait import as_command, wait_seconds
 from jobs.storage import add_storage, local_input, local_path, path_or_url, stored
-from jobs.train_job import TrainingFailed
 from pipeline.config import ConfigError, RBMConfig, RunConfig, flatten, parse_settings
 from pipeline.data.manifest import Manifest
 from pipeline.data.rows import load_rows, read_scaling
@@ -36,7 +35,7 @@ from pipeline.registry.card import DRIVEN_MEANS, Measured, measured, model_card
 from pipeline.registry.promotion import promote_if_better, set_candidate
 from pipeline.registry.register import register_beam
 from pipeline.registry.versions import find_model
-from pipeline.runs.job import total_updates
+from pipeline.runs.job import TrainingFailed, total_updates
 from pipeline.runs.lock import locked, run_folder
 from pipeline.runs.stages import Stages
 from pipeline.runs.tracked import deliver_left, start_tracker

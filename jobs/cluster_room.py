@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.train_job import TrainingFailed
+from pipeline.runs.job import TrainingFailed
 
 WAIT_SECONDS = float(os.environ.get("ELASTIC_WAIT_SECONDS", "3600"))
 """Longest wait for the fewest workers; then the command ends, and the same one goes on from the last checkpoint."""

@@ -36,7 +36,7 @@ from jobs.recipes import recipe
 from jobs.registry_wait import as_command
 from jobs.stack_layers import Layer, is_whole, load_layer, read_bottom, read_layer, start_tied
 from jobs.stack_pictures import draw_pictures
-from jobs.train_job import TrainingFailed, run_training
+from jobs.train_job import run_training
 from pipeline.config import ConfigError, RBMConfig, RunConfig, parse_settings
 from pipeline.data.manifest import read_manifest
 from pipeline.data.rows import load_rows
@@ -49,7 +49,7 @@ from pipeline.models.stack import (
     check_fit,
     parameters_hash,
 )
-from pipeline.runs.job import TrainJob, check_folder, total_updates
+from pipeline.runs.job import TrainingFailed, TrainJob, check_folder, total_updates
 from pipeline.runs.lock import locked, run_folder
 from pipeline.runs.stages import Stages
 from pipeline.runs.summary import write_summary

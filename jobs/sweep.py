@@ -16,7 +16,6 @@ from jobs.ray_session import interruptible, ray_session
 from jobs.recipes import AUTOENCODER_OF, MIXTURE_OF, TOYS, recipe
 from jobs.registry_wait import when_there
 from jobs.spaces import as_text
-from jobs.train_job import TrainingFailed
 from jobs.trial import Segment, SweepPlan
 from pipeline.config import RBMConfig, RunConfig
 from pipeline.data.manifest import Manifest
@@ -25,7 +24,7 @@ from pipeline.evaluation.scene import PointScene, Scene, open_scene
 from pipeline.evaluation.scores import SEEDS
 from pipeline.files import write_json
 from pipeline.packages.models import PackagedBeam
-from pipeline.runs.job import total_updates
+from pipeline.runs.job import TrainingFailed, total_updates
 from pipeline.runs.stages import Stages
 from pipeline.runs.trained import read_beam
 from pipeline.samplers.protocols import WideStart

@@ -75,9 +75,9 @@ def main(argv: list[str] | None = None) -> int:
 def train(args: argparse.Namespace, config: RunConfig) -> int:
     """Train `config` as the command line asks; returns the exit status."""
     with importing():
-        from jobs.train_job import TrainingFailed, run_training
+        from jobs.train_job import run_training
         from pipeline.data.manifest import read_manifest
-        from pipeline.runs.job import TrainJob, check_folder
+        from pipeline.runs.job import TrainingFailed, TrainJob, check_folder
         from pipeline.runs.lock import locked, run_folder
         from pipeline.runs.summary import as_table, write_summary
         from pipeline.runs.tracked import StartingTracker

@@ -22,10 +22,6 @@ from pipeline.training.loop import read_history
 _log = logging.getLogger(__name__)
 
 
-class TrainingFailed(RuntimeError):
-    """A run that ended without a result; says why and what is left."""
-
-
 def run_training(
     job: TrainJob,
     workers: int,

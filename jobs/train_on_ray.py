@@ -19,9 +19,8 @@ from typing import Any
 
 from jobs.cluster_room import Need, RoomWatch
 from jobs.imports import importing
-from jobs.train_job import TrainingFailed
 from pipeline.comm import Comm, lost_a_peer
-from pipeline.runs.job import TrainJob, run_worker
+from pipeline.runs.job import TrainingFailed, TrainJob, run_worker
 from pipeline.training.loop import StopRequest, read_history
 from pipeline.training.objective import NonFinite
 

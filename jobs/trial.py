@@ -18,12 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jobs.train_job import TrainingFailed
 from jobs.train_on_ray import make_trainer
 from pipeline.config import RunConfig
 from pipeline.data.manifest import read_manifest
 from pipeline.files import canonical_hash, write_json
-from pipeline.runs.job import TrainJob, describe_folder, total_updates
+from pipeline.runs.job import TrainingFailed, TrainJob, describe_folder, total_updates
 from pipeline.training.checkpoint import Checkpoint, load_latest, save_checkpoint
 from pipeline.training.loop import read_history
 

@@ -22,10 +22,10 @@ from jobs.recipes import recipe
 from jobs.registry_wait import as_command, wait_seconds
 from jobs.spaces import as_text, changed_in_flight, space_of
 from jobs.sweep import OBJECTIVES, STAGES, Sweep, forget_stage, prepare_data, run_sweep, shown_metrics, tags_of
-from jobs.train_job import TrainingFailed
 from pipeline.config import ConfigError, RunConfig, parse_settings
 from pipeline.data.manifest import read_manifest
 from pipeline.files import write_json
+from pipeline.runs.job import TrainingFailed
 from pipeline.runs.lock import locked, run_folder
 from pipeline.runs.stages import Stages
 from pipeline.runs.tracked import deliver_left, tracker_at

@@ -37,6 +37,10 @@ class TrainJob:
     """Updates after which to end early, with a checkpoint; None: the run's own end."""
 
 
+class TrainingFailed(RuntimeError):
+    """A run that ended without a result; says why and what is left."""
+
+
 class JobRows(NamedTuple):
     """What a job trains on, as its objective takes it."""
 

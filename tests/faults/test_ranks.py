@@ -15,9 +15,10 @@ from latents import write_latents
 from small_runs import assert_same_bits, final, job_in, run_job, small
 
 from jobs import train_on_ray
-from jobs.train_job import TrainingFailed, run_training
+from jobs.train_job import run_training
 from jobs.train_on_ray import write_first
 from pipeline.comm import Comm, lost_a_peer
+from pipeline.runs.job import TrainingFailed
 from pipeline.training.loop import read_history
 
 

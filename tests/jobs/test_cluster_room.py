@@ -6,7 +6,7 @@ import pytest
 
 from jobs import cluster_room
 from jobs.cluster_room import Need, RoomWatch, count_room
-from jobs.train_job import TrainingFailed
+from pipeline.runs.job import TrainingFailed
 
 
 def machine(cpus: float, gpus: float = 0.0, alive: bool = True) -> dict:
