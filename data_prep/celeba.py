@@ -80,7 +80,7 @@ class CelebASource:
 
 @dataclass(frozen=True)
 class PixelSettings:
-    """What decides the rows of pixel shards: side of the center crop, side of the result (pixels), rows per shard.
+    """The settings that decide the rows of pixel shards: side of the center crop, side of the result (pixels), rows per shard.
 
     `max_bad_share` is the share of missing or broken images above which the job stops; it changes no row.
     """

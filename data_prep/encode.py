@@ -49,7 +49,7 @@ class EncodeError(ValueError):
 
 @dataclass(frozen=True)
 class Encoding:
-    """How rows become other rows, by which model."""
+    """A way to turn rows into other rows by a model."""
 
     name: str
     """The model in errors, such as "encoder NAME"."""

@@ -63,5 +63,5 @@ def draw_mixture(
 
 
 def same_mixture(one: GaussianMixture, other: GaussianMixture) -> bool:
-    """Whether two densities have the same centers, in order, and the same width, bit for bit."""
+    """True when two densities have the same centers, in order, and the same width, bit for bit."""
     return one.std == other.std and one.centers.tolist() == other.centers.tolist()

@@ -36,7 +36,7 @@ HELD_OUT_SHARE = 10
 """One in so many training images is held out."""
 DIGITS = "digits-8x8"
 DIGITS_HELD_OUT = 250
-"""Of the 1 797 small digits, in each of valid and test."""
+"""Number of the 1 797 small digits in each of valid and test."""
 SHARD_ROWS = 6000
 _CHUNK = 1 << 20
 _MAX_BYTES = 1 << 30

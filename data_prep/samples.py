@@ -120,7 +120,7 @@ class ShardSpec:
 
     @property
     def fingerprint(self) -> str:
-        """Of everything that decides the rows."""
+        """Hash of everything that decides the rows."""
         return canonical_hash([self.settings.describe(), self.index, self.rows])
 
     def finished(self) -> ShardResult | None:

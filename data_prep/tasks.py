@@ -1,4 +1,4 @@
-"""What the writers of pixels and of latents share: shard tasks that can be killed, retried and skipped, and their end.
+"""Shard tasks, for the writers of pixels and of latents: tasks that can be killed, retried and skipped, and their end.
 
 A task writes its shard and then a sidecar (`train-00003.tar.json`) with a fingerprint of everything that decides the
 rows. A later run trusts a shard only if fingerprint, size and sha256 fit, so a killed run continues where it was and a
@@ -47,7 +47,7 @@ class Moments:
 
 @dataclass(frozen=True)
 class ShardResult:
-    """What a shard task hands back: the shard, the images that gave no row, and for latents the moments."""
+    """The result of a shard task: the shard, the images that gave no row, and for latents the moments."""
 
     split: str
     index: int

@@ -1,4 +1,4 @@
-"""What workers say to one another: sum, gather, agree. With one worker each call is the identity.
+"""Collectives between workers: sum, gather, broadcast. With one worker each returns its input.
 
 The only file that knows torch.distributed. Two properties make a run on N workers equal to a run on one, bit for bit:
 
@@ -24,7 +24,7 @@ LIMIT = 2.0**15
 """Sums must stay below this magnitude; totals are checked, so partial sums beyond it that cancel pass unseen."""
 _SNAP = 1.5 * 2.0**16  # float64 numbers near it are spaced by exactly GRID
 _STRETCH = 2**16
-"""Numbers for each thread of a CPU that are snapped and added at a time: they stay in a core's cache between the passes."""
+"""Numbers per thread and pass of a CPU, few enough to stay in a core's cache between the passes."""
 
 
 def split_rows(num_rows: int, num_blocks: int) -> list[int]:

@@ -43,7 +43,7 @@ def without_secrets(text: str) -> str:
 
 
 def _git(*arguments: str) -> str | None:
-    """What git prints in the source tree, or None where there is no tree, no git, no repository or no answer."""
+    """Return what git prints in the source tree, or None where there is no tree, no git, no repository or no answer."""
     if not _IN_TREE:
         return None
     command = ["git", "--no-optional-locks", "-C", str(_TREE), *arguments]

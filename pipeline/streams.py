@@ -36,9 +36,9 @@ class RowStreams(NamedTuple):
 
     generators: Sequence[torch.Generator]
     rows: Sequence[int]
-    """Of each block."""
+    """Rows of each block."""
     coarse: bool = False
-    """Whether a normal number is one of 2^16 equally likely values, the quantiles at (k + 1/2) / 2^16, which end at 4.3 sd:
+    """True when a normal number is one of 2^16 equally likely values, the quantiles at (k + 1/2) / 2^16, which end at 4.3 sd:
     about twice as fast."""
 
 
@@ -46,7 +46,7 @@ _MANY = 2**14
 """Numbers of one block from which fewer random bits save more than the further steps cost."""
 
 Random = torch.Generator | RowStreams | None
-"""Where rows of random numbers come from; None is torch's own generator."""
+"""A source of rows of random numbers; None is torch's own generator."""
 
 
 def uniform_(x: Tensor, random: Random) -> Tensor:

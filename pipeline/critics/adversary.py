@@ -1,4 +1,7 @@
-"""What a critic remembers between two steps, over all workers: features kept after one step, searched in the next."""
+"""The adversary: a critic with its memory over all workers.
+
+It keeps the features of one update and scores the particles of the next.
+"""
 
 import hashlib
 from typing import Protocol
@@ -43,7 +46,7 @@ class Adversary(Protocol):
         ...
 
     def state(self) -> dict[str, Tensor]:
-        """What the remaining steps depend on, the same on all workers: "memory.*" (if there is one), "critic.*"."""
+        """State on which the remaining updates depend, the same on all workers: "memory.*" (if there is one), "critic.*"."""
         ...
 
     def load_state(self, state: dict[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""What a critic is: a score T of features, positive where data are denser than particles, from p(data | features)."""
+"""The protocol of critics: a score T of features, positive where data are denser than particles, from p(data | features)."""
 
 import math
 from typing import Protocol
@@ -24,7 +24,7 @@ class Critic(Protocol):
         ...
 
     def state(self) -> dict[str, Tensor]:
-        """What the remaining steps depend on besides the memory, as named tensors, the same on all workers."""
+        """State on which the remaining updates depend besides the memory, as named tensors, the same on all workers."""
         ...
 
     def load_state(self, state: dict[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""What the critic remembers: the previous step's data and particle features of all workers, in block order."""
+"""The critic's memory: features of the data rows and particles of the update before, of all workers, in block order."""
 
 from typing import Literal, NamedTuple
 
@@ -8,11 +8,11 @@ from torch import Tensor
 
 
 class FeatureEncoding(NamedTuple):
-    """The form in which features travel between workers: whole numbers of bytes, uint8 [n, bytes]."""
+    """The encoding of features for communication, as bytes uint8 [n, width]."""
 
     num_features: int
     dtype: torch.dtype
-    """Of the features as the critic sees them."""
+    """Type of the features as the critic sees them."""
     form: Literal["bits", "bfloat16", "float32"]
     """bits: states in {0, 1}, eight to a byte, exact; bfloat16: half the bytes, rounded to 8 bits; float32: as they are."""
 

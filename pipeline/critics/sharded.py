@@ -26,7 +26,7 @@ class Part(NamedTuple):
     features: Tensor
     """[n, F]"""
     rows: Tensor
-    """Where each would be in the replicated memory [n]: data row i at i, particle j at num_data + j."""
+    """Place of each in the replicated memory [n]: data row i at i, particle j at num_data + j."""
 
 
 class ShardedAdversary:

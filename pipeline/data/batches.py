@@ -1,4 +1,4 @@
-"""The one door through which the training loop gets rows: resident rows, global batches, dealt in blocks.
+"""Global batches of rows held in memory, dealt in blocks. All objectives draw their data from here.
 
 The order of an epoch is a permutation that depends on (seed, epoch) alone, and a step's position on the step number
 alone, so a run resumes at any step with nothing to restore, and all workers agree without talking.

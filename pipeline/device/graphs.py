@@ -1,4 +1,4 @@
-"""What keeps a CUDA device busy: many small kernels as one graph, and answers for which the host need not wait at once."""
+"""CUDA graphs of many small kernels, and copies to the host for which it need not wait at once."""
 
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple, TypeVar
@@ -53,7 +53,7 @@ class Graphs:
 
 
 class PendingCopy:
-    """A value that is on its way from a device to the host, while more is launched."""
+    """An asynchronous copy from a device to the host; `get()` waits for it."""
 
     def __init__(self, value: Tensor):
         self._host, self._arrived = value, None

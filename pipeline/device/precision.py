@@ -1,4 +1,4 @@
-"""What products are computed in: float32, or operands of bfloat16 with sums of float32, by the processor or emulated.
+"""The precision of products: float32, or operands of bfloat16 with sums of float32, by the processor or emulated.
 
 bfloat16 is float32 with 8 significant bits instead of 24. It is an approximation that a setting asks for, never the default of
 a sampler: what it changes is the model that is sampled (by rounded weights), not the law of the draws.
@@ -20,15 +20,15 @@ from pipeline.comm import Comm
 Precision = Literal["float32", "bfloat16"]
 PrecisionSetting = Literal["auto", "float32", "bfloat16"]
 Products = Literal["float32", "bfloat16", "emulated"]
-"""How a sweep's products are computed; `emulated`: bfloat16 where the processor does not have it."""
+"""The way in which a Gibbs step's products are computed; `emulated`: bfloat16 where the processor does not have it."""
 _LEAST_UNITS = 64
-"""Of the smaller layer, for sweeps with rounded operands: the rounding errors of fewer weights do not average out, and on a CPU
+"""Smallest layer for Gibbs steps with rounded operands: in smaller ones rounding errors do not average out, and on a CPU
 nothing would be faster."""
 _log = logging.getLogger(__name__)
 
 
 def choose_precision(setting: PrecisionSetting, device: torch.device | str) -> Precision:
-    """What products compute in on `device`: the setting itself, or for `auto` bfloat16 where it is native."""
+    """The precision of products on `device`: the setting itself, or for `auto` bfloat16 where it is native."""
     if setting != "auto":
         return setting
     kind = torch.device(device).type
@@ -81,7 +81,7 @@ def choose_together(setting: PrecisionSetting, comm: Comm) -> Precision:
 
 @functools.cache
 def _cpu_has_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 natively; by a stopwatch where torch cannot say."""
+    """True when this processor multiplies bfloat16 natively; by a stopwatch where torch cannot tell."""
     if hasattr(torch.cpu, "get_capabilities"):  # older versions of torch lack it
         known = torch.cpu.get_capabilities()
         return any(known.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
@@ -109,7 +109,7 @@ def computing_in(precision: Precision, device: torch.device | str) -> Iterator[N
 
 @functools.cache
 def rounds_natively() -> bool:
-    """Whether this processor and torch round operands by themselves: by trying, since where they cannot they leave them."""
+    """True when this processor and torch round operands by themselves: by trying, since otherwise they leave them."""
     matmul = getattr(torch.backends.mkldnn, "matmul", None)  # from torch 2.9
     if matmul is None:
         return False

@@ -29,7 +29,7 @@ MEMORIZATION_ROWS = 6400
 
 @dataclass(frozen=True)
 class Scene:
-    """What models are compared on: whitened latents of the partitions, and the way to and from pixels."""
+    """The whitened latents of the partitions on which models are compared, and the way to and from pixels."""
 
     train: Tensor
     test: Tensor
@@ -64,7 +64,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class PointScene:
-    """What models of points are compared on: rows of a density, which have its noise."""
+    """The rows on which models of points are compared: of a density, with its noise."""
 
     train: Tensor
     test: Tensor

@@ -16,12 +16,12 @@ from pipeline.streams import stream
 
 
 class SceneOf(NamedTuple):
-    """What a stack is compared on."""
+    """The data and settings on which a stack is compared."""
 
     data_dir: Path
     """Latents or points that the bottom was trained on."""
     cache: Path
-    """Where packaged autoencoders lie."""
+    """The folder of packaged autoencoders."""
     evaluation: EvaluationConfig
     """num_neighbors and num_components count."""
     scaling: Scaling

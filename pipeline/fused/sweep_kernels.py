@@ -17,7 +17,7 @@ def _interleaved(a, b, c, d, ROWS: tl.constexpr, COLS: tl.constexpr):
 
 @triton.jit
 def _cos_and_sin(u, APPROXIMATE: tl.constexpr):
-    """Of the angle 2 pi (u - 1/2); approximate: one instruction each, off by 5e-7 at most."""
+    """Cosine and sine of the angle 2 pi (u - 1/2); approximate: one instruction each, off by 5e-7 at most."""
     angle = 6.283185307179586 * (u - 0.5)
     if APPROXIMATE:
         cosine = tl.inline_asm_elementwise("cos.approx.f32 $0, $1;", "=f,f", [angle], tl.float32, True, 1)

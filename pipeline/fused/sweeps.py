@@ -33,12 +33,12 @@ if importlib.util.find_spec("triton"):
 
 
 Last = tuple[Tensor | None, Tensor | None]
-"""Where hidden and visible states of an update's last sweep go in float32."""
+"""Places in float32 for the hidden and visible states of an update's last Gibbs step."""
 
 
 @dataclass(frozen=True)
 class Tile:
-    """What one program of a product computes: rows x cols sums, `depth` terms at a time; warps, and loads in flight."""
+    """The part of a product that a program computes: rows x cols sums, `depth` terms at a time; warps, and loads in flight."""
 
     rows: int
     cols: int
@@ -47,7 +47,7 @@ class Tile:
     stages: int
 
     def fits(self, rows: int, cols: int, depth: int) -> bool:
-        """Whether sizes are multiples of the tile's: no masks."""
+        """True when the sizes are multiples of the tile's, so that no masks are needed."""
         return rows % self.rows == 0 and cols % self.cols == 0 and depth % self.depth == 0
 
 
@@ -271,5 +271,5 @@ class FusedChains(Chains):
 
 
 def operand_form(precision: torch.dtype) -> str:
-    """What a product in Triton is to do with its operands."""
+    """Triton's precision of a product with operands of this type."""
     return "ieee" if precision == torch.bfloat16 else "tf32x3"

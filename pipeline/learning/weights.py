@@ -1,4 +1,4 @@
-"""The BEAM objective's gradient as one weighted sum; the only file that knows the objective.
+"""The BEAM objective as the weights of one sum; fused/update_kernels.py has the same weights for a GPU.
 
 We minimize C = -gamma L - (1 - gamma) A (Eq. 9), so we ascend gamma L + (1 - gamma) A. With f = -dE/dtheta,
 

@@ -1,4 +1,4 @@
-"""How rows cover the modes of a Gaussian mixture, and the exact divergences between a mixture and a small RBM.
+"""Measures of how rows cover the modes of a Gaussian mixture, and the exact divergences between a mixture and a small RBM.
 
 A count of modes alone proves nothing: one Gaussian with the data's moments "covers" all eight modes of the ring. It is
 always given with the precision and with the total variation of the modes' shares. Rows of chains say what the chains
@@ -25,7 +25,7 @@ _BLOCK = 8192  # rows measured against all centers at a time
 
 
 class Coverage(NamedTuple):
-    """How rows are spread over the modes of a mixture."""
+    """The spread of rows over the modes of a mixture."""
 
     num_covered: int
     """Modes that hold at least COVERED_SHARE / K of *all* rows; 0 .. num_modes."""
@@ -57,7 +57,7 @@ class ExactDivergences(NamedTuple):
     reverse: MonteCarloKL
     """D(model || mixture)."""
     equilibrium: Coverage
-    """Of the model's independent rows."""
+    """Coverage of the model's independent rows."""
 
 
 def mode_coverage(rows: Tensor, mixture: GaussianMixture) -> Coverage:

@@ -48,7 +48,7 @@ def _state_blocks(units: Units, width: int) -> Iterator[Tensor]:
 
 
 def is_enumerable(units: Units) -> bool:
-    """Whether `layer_states` lists the layer's states: one-hot, or Bernoulli with at most MAX_UNITS units."""
+    """True when `layer_states` lists the layer's states: one-hot, or Bernoulli with at most MAX_UNITS units."""
     return units.log2_states() <= MAX_UNITS
 
 

@@ -29,7 +29,7 @@ BOOTSTRAP = "training rows"
 
 
 class ImageScores(NamedTuple):
-    """What `score_images` measured of one set of pictures."""
+    """The result of `score_images` for one set of pictures."""
 
     polynomial: DiscrepancyEstimate
     """Squared MMD with the kernel of KID; 0 for the real law, lower is better."""

@@ -33,7 +33,7 @@ class PrecisionRecall(NamedTuple):
 
 
 class LatentScores(NamedTuple):
-    """What `score_latents` measured; the counts and the rows' origin belong in every table that shows it."""
+    """The result of `score_latents`; the counts and the rows' origin belong in every table that shows it."""
 
     frechet: float
     """Frechet distance in the principal space, squared units of the latents; depends on the number of rows."""

@@ -24,7 +24,7 @@ class PartitionEstimate(NamedTuple):
     """0 when exact."""
     method: Method
     effective_sample_size: float | None
-    """Of the annealed chains' weights, out of `num_chains`; None when exact. A small one voids the error bar."""
+    """Effective size of the annealed chains' weights, out of `num_chains`; None when exact. A small one voids the error bar."""
     num_chains: int
     """0 when exact."""
     num_temperatures: int

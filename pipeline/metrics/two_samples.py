@@ -1,4 +1,4 @@
-"""Whether two sets of rows come from one law: kernel MMD with an error bar, and the nearest-neighbor two-sample score.
+"""Tests of whether two sets of rows come from one law: kernel MMD with an error bar, and the nearest-neighbor two-sample score.
 
 MMD is 0 for equal laws and sees every difference in principle, but in practice the coarse ones first. The two-sample score
 sees the fine ones: on average half of the nearest neighbors belong to the other set when the laws are equal. Rows of
@@ -48,7 +48,7 @@ class NeighborAccuracy(NamedTuple):
     generated: float
     """Share of generated rows whose nearest row is generated; far above 1/2 shows collapse or duplicates."""
     num_rows: int
-    """Of each set."""
+    """Rows of each set."""
 
 
 def fit_kernel(real: Tensor, name: KernelName) -> Kernel:

@@ -21,7 +21,7 @@ IMAGE_SIZE = 64
 NUM_FEATURES = 1024
 """Features of one image."""
 SLOPE = 0.1
-"""Of the leaky ReLU on its negative side."""
+"""Slope of the leaky ReLU on its negative side."""
 
 
 class Autoencoder(nn.Module):

@@ -20,7 +20,7 @@ MOMENTUM = 0.1
 
 
 class Moments(NamedTuple):
-    """Of one layer's values over a global batch, by channel; the same on all workers."""
+    """Moments of one layer's values over a global batch, by channel; the same on all workers."""
 
     mean: Tensor
     """[channels]."""

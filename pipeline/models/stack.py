@@ -30,7 +30,7 @@ from pipeline.models.rbm import RBM
 from pipeline.streams import stream
 
 Encoding = Literal["sample", "mean"]
-"""How a row enters the next layer."""
+"""The way in which a row enters the next layer."""
 DEFAULT_ENCODING: Encoding = "sample"
 ENCODING_ROWS = 256
 """Rows of one product and of one random stream: who encodes a row never changes its bits."""

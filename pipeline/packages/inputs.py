@@ -1,4 +1,4 @@
-"""What people hand to a trained model, checked: pixels, rows of points, masks of units or image cells, and parameters.
+"""Checks of what people hand to a trained model: pixels, rows of points, masks of units or image cells, and parameters.
 
 Everything here turns what came in (arrays, tensors, nested lists, data frames) into one tensor of one kind, or raises a
 ValueError that says what was found and what to give.

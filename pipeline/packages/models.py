@@ -46,7 +46,7 @@ class PackagedBeam:
     rbm: RBM
     run: RunConfig
     whitening: Whitening
-    """Of the visible units; mean 0 and standard deviation 1 where the data were used as they are."""
+    """Whitening of the visible units; mean 0 and standard deviation 1 where the data were used as they are."""
     wide_start: WideStart
     chains: ChainState
     """The persistent chains of all workers, [M, .] in order; of replica exchange those at beta = 1."""
@@ -82,7 +82,7 @@ class PackagedBeam:
 
     @torch.no_grad()
     def reconstruct(self, data: Data) -> Tensor:
-        """What the model keeps of its input, shaped as the input: E[v | h] at h = E[h | v], decoded. Nothing is drawn.
+        """Return what the model keeps of its input, shaped as the input: E[v | h] at h = E[h | v], decoded. Nothing is drawn.
 
         For Gaussian visible units that is the exact mean of v after one sweep of Gibbs from the input.
 
@@ -110,7 +110,7 @@ class PackagedBeam:
         return self.rbm.free_energy(self.latents(data)).cpu()
 
     def inpaint_latents(self, data: Data, clamped: Any, gibbs_steps: int = 100, seed: int = 0) -> Samples:
-        """What `inpaint` shows, as whitened latents [n, V] on the model's device; arguments and errors are its.
+        """Return what `inpaint` shows, as whitened latents [n, V] on the model's device; arguments and errors are its.
 
         `visible` has a draw from p(v_free | v_clamped) in the free units, `visible_mean` E[v | h] of the last sweep; both
         have the input's values in the clamped ones, bit for bit.
@@ -255,7 +255,7 @@ class PackagedBeam:
         return raw.float().cpu() if self.autoencoder is None else self.autoencoder.decode(raw).cpu()
 
     def _picture(self, samples: Samples) -> Tensor:
-        """What people get to see of samples: a density has its noise, a picture is clean."""
+        """Select what people see of samples: a density has its noise, a picture is clean."""
         return self._decode(samples.visible if self.autoencoder is None else samples.visible_mean)
 
     def _draw(self, n_samples: int, gibbs_steps: int, seed: int, protocol: str) -> Samples:

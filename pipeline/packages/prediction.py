@@ -37,7 +37,9 @@ MAX_ROWS = 1000
 MAX_ARRAY_PICTURES = 256
 """Pictures of one answer as numbers: MLflow writes 80 of them a second as JSON, and a thousand as PNG take half a second."""
 MAX_WORK = 1e11
-"""Of one call: blocks of 32 rows x sweeps x (32 V H + 2e6). About 6 s on one core of 2026; the server gives up after 60."""
+"""Largest work of one call: blocks of 32 rows x Gibbs steps x (32 V H + 2e6).
+
+About 6 s on one core of 2026; the server gives up after 60."""
 _SWEEP_WORK = 2e6  # what a sweep costs however small the model is
 _INSTEAD = "call PackagedBeam's methods in Python, or python -m jobs.generate, which have no such limit"
 

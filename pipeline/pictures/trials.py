@@ -11,7 +11,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 STATES = {"finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
-"""How a trial of ours ended -> Optuna's word for it."""
+"""Optuna's state of a trial, by the way in which it ended here."""
 _WIDE = 10.0
 
 

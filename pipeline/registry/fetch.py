@@ -117,7 +117,7 @@ def pull_model(ref: str, folder: str | Path, *, tracking: str | None = None) -> 
 
 @contextlib.contextmanager
 def _beside(target: Path) -> Iterator[Path]:
-    """A place on the same disk as `target`, which is gone afterwards unless it was renamed."""
+    """A temporary path next to `target`, deleted at the end unless it was renamed."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetching-") as temporary:
         yield Path(temporary) / "model"

@@ -52,7 +52,7 @@ def open_model(folder: Path, device: torch.device | str = "cpu", *, content_hash
 
 
 def package_folder(folder: Path) -> Path:
-    """Where the package lies in a folder of MLflow's, or the folder itself when it is a package; nothing in it is unknown.
+    """Find the package in a folder of MLflow's, or the folder itself when it is a package; nothing in it is unknown.
 
     Raises:
         PackageError: MLmodel asks for anything but our loader, or there are other files than ours.

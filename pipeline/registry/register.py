@@ -261,7 +261,7 @@ class _Pyfunc:
 
 
 def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> _Pyfunc:
-    """What `mlflow.pyfunc.load_model` calls; `model_config={"device": "cuda"}` puts the model on a GPU."""
+    """The loader that `mlflow.pyfunc.load_model` calls; `model_config={"device": "cuda"}` puts the model on a GPU."""
     return _Pyfunc(open_model(Path(path), (model_config or {}).get("device", "cpu")))
 
 

@@ -9,7 +9,7 @@ _SAME = {"data_hash": "data", "score_name": "score", "score_rows": "number of ro
 
 
 class Promotion(NamedTuple):
-    """Whether a version is the champion now, and why or why not."""
+    """The decision on a version: whether it is the champion now, and why or why not."""
 
     promoted: bool
     reason: str
@@ -55,7 +55,7 @@ def compare_scores(
     *,
     beyond_spread: bool = False,
 ) -> Promotion:
-    """Whether the version with tags `new` takes the place of the champion (None: there is none).
+    """Decide whether the version with tags `new` takes the place of the champion (None: there is none).
 
     It does when its score is finite and strictly smaller, on the same data hash, by the same score and number of rows; the
     reason says when the difference is within the larger of the two spreads. With `beyond_spread` it has to exceed that,

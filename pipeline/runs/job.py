@@ -42,7 +42,7 @@ class TrainingFailed(RuntimeError):
 
 
 class JobRows(NamedTuple):
-    """What a job trains on, as its objective takes it."""
+    """The rows that a job trains on, as its objective takes them."""
 
     train: Tensor
     valid: Tensor
@@ -112,7 +112,7 @@ def train_local(job: TrainJob) -> Iterator[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a training run ended."""
+    """The end of a training run."""
 
     steps: int
     total_steps: int

@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 class StageReport(NamedTuple):
-    """How a stage went, for the last word."""
+    """The report of a stage, for the summary."""
 
     name: str
     seconds: float
@@ -59,7 +59,7 @@ class Stages:
         return record if isinstance(record, dict) and isinstance(record.get("outputs"), dict) else {}
 
     def outputs(self, name: str) -> dict[str, Any] | None:
-        """What stage `name` made last, whatever its inputs were; None without a record."""
+        """The outputs that stage `name` made last, whatever its inputs were; None without a record."""
         return self._record(name).get("outputs")
 
     def run(

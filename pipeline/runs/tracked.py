@@ -99,14 +99,14 @@ class StartingTracker:
         self._thread = threading.Thread(target=start, name="mlflow-start", daemon=True)
 
     def _begin(self) -> "Future[Tracker]":
-        """What comes of the thread, which the first call starts."""
+        """The result of the thread, which the first call starts."""
         if not self.is_begun:
             self._thread.start()
         return self._result
 
     @property
     def is_begun(self) -> bool:
-        """Whether there has been a report of updates, or an end."""
+        """True once there has been a report of updates, or an end."""
         return self._thread.ident is not None
 
     @property

@@ -12,7 +12,7 @@ from pipeline.streams import Random
 
 
 class ChainState(NamedTuple):
-    """What the next sweep of some chains needs; every field lives on the model's device."""
+    """The state from which the next Gibbs step of some chains starts; every field lives on the model's device."""
 
     visible: Tensor
     """[M, V]"""

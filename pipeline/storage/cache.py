@@ -155,7 +155,7 @@ def _get_all(
 
 
 def _journal(folder: Path) -> dict[str, dict[str, Any]]:
-    """What was fetched into `folder`, by name; lines that are not whole are passed over."""
+    """The objects fetched into `folder`, by name; lines that are not whole are passed over."""
     found = {}
     with contextlib.suppress(FileNotFoundError):
         for line in (folder / ".journal").read_text(errors="replace").splitlines():
@@ -177,7 +177,7 @@ def _missing(items: list[Item], folder: Path, journal: Mapping[str, Mapping[str,
 
 
 def _is_same(place: Place, folder: Path) -> bool:
-    """Whether `folder` holds what is at the place now."""
+    """True when `folder` holds what is at the place now."""
     items = place.items()
     if any(item.name == MANIFEST_NAME for item in items):  # a data set is what its manifest names
         manifest = folder / MANIFEST_NAME

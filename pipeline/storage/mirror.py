@@ -28,7 +28,7 @@ EVERY_SECONDS = float(os.environ.get("MIRROR_EVERY_SECONDS", "10"))
 BUSY_SHARE = 0.1
 """Most of the time that is spent sending: a pass that takes a minute is followed by nine of rest."""
 LAST_SECONDS = 60.0
-"""How long the end of a run waits for a store that does not answer."""
+"""Seconds that the end of a run waits for a store that does not answer."""
 SKIPPED = {"ray", "STOP", "failure.json", "worker.log", "workers.txt"}
 _log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class Entry(NamedTuple):
 
 
 class Pulled(NamedTuple):
-    """What came from a place."""
+    """The objects that came from a place."""
 
     files: int
     """Files fetched."""
@@ -132,7 +132,7 @@ def _fetch(place: Place, name: str, entry: Entry, target: Path) -> None:
 
 
 def _answers(place: Place) -> bool:
-    """Whether the store is there at all: a damaged object is passed over, an absent store is not."""
+    """True when the store is there at all: a damaged object is passed over, an absent store is not."""
     try:
         place.read(INDEX)
     except StorageError:

@@ -1,4 +1,4 @@
-"""Places that are not folders: s3://bucket/prefix, gs://bucket/prefix, or file:///path; the only file with pyarrow.
+"""Reading and writing objects under a URL (s3://, gs://, file://) through pyarrow.
 
 pyarrow brings the clients of both stores, so that nothing else has to be installed. An object appears whole or not at all
 (a store shows an upload when it is complete; on a file system the file is renamed into its place). Credentials come from
@@ -211,7 +211,7 @@ class Place:
 
 
 def is_url(text: str | os.PathLike[str] | None) -> bool:
-    """Whether `text` is a URL and not a path."""
+    """True when `text` is a URL and not a path."""
     return text is not None and re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", str(text)) is not None
 
 

@@ -1,4 +1,4 @@
-"""Whether MLflow takes runs, files and models, found out by giving it some."""
+"""A check that MLflow takes runs, files and models, by giving it some."""
 
 import tempfile
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What is to be sent to the tracking server, on disk: a journal that is only appended to, and how much of it was sent.
+"""The journal of what is to be sent to the tracking server: only appended to, with a note of how much was sent.
 
 Beside the file `note` (it holds the run's id) lie `<note>.spool`, one JSON entry per line in the order of events, and
 `<note>.sent`, replaced atomically after each delivery. A killed process loses nothing: the next one reads on where the
@@ -20,7 +20,7 @@ from pipeline.files import replacing
 
 @dataclass
 class Sent:
-    """How far the server is. Positions are bytes of the journal."""
+    """The part of the journal that the server has. Positions are bytes of the journal."""
 
     rows: int = 0
     """All metrics before it are on the server."""
@@ -53,7 +53,7 @@ class Journal:
         _write(self.note, run_id)
 
     def sent(self) -> Sent:
-        """How far the server is."""
+        """The part of the journal that the server has."""
         return Sent(**json.loads(self._sent.read_text())) if self._sent.exists() else Sent()
 
     def keep(self, sent: Sent) -> None:
@@ -61,7 +61,7 @@ class Journal:
         _write(self._sent, json.dumps(asdict(sent)))
 
     def sync(self) -> None:
-        """Put the journal on the disk, before any of it is sent: after a power cut it is not shorter than what was sent."""
+        """Force the journal to the disk before it is sent, so that it always contains everything that the server has."""
         with self.file.open("rb") as file:
             os.fsync(file.fileno())
 

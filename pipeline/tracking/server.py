@@ -1,4 +1,4 @@
-"""Where the tracking server is, how long a request may take, and whether an error means that the server is away.
+"""The tracking server's address, the time limits of requests, and which errors mean that it is unreachable.
 
 It sets what mlflow reads at its import, so it comes before every import of mlflow.
 """

@@ -32,7 +32,7 @@ WAKE_VALUES = 1000
 """Metric values after which the sender is woken before its time."""
 WARNING_SECONDS = 60.0
 FINISH_SECONDS = 60.0
-"""How long the end of a run waits for a server that is slow; one that is away is not waited for."""
+"""Seconds that the end of a run waits for a slow server; one that is unreachable is not waited for."""
 _log = logging.getLogger(__name__)
 
 

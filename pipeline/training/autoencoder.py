@@ -54,7 +54,7 @@ class AutoencoderObjective:
             train_pixels.to(comm.device), config.data.batch_size, config.seed, config.model.num_blocks
         )
         self.precision = choose_together(config.model.precision, comm)
-        """What convolutions compute in: the first worker's choice."""
+        """Precision of convolutions: the first worker's choice."""
         model = Autoencoder(config.model).initialize_(stream(config.seed, "initial weights"))
         self.model = model.to(comm.device)
         self.optimizer = build_optimizer(self.model, config.optimizer, maximize=False)

@@ -109,7 +109,7 @@ FEATURES: dict[str, Features] = {
 
 
 _MOST_ROWS = 4096
-"""Of one product: to copy more into one tensor costs more than a second product; on a CPU new memory for what lies between
+"""Rows of one product: to copy more into one tensor costs more than a second product; on a CPU new memory for what lies between
 costs as much as the product, so that more are taken in parts.
 """
 

@@ -41,7 +41,7 @@ SPACE_ROWS = 1000
 
 
 def critic_loss(loss: str, values: Tensor, is_data: bool) -> Tensor:
-    """What the critic minimizes, per row: its values are to be high on data and low on generated rows.
+    """The critic's loss per row: its values are to be high on data and low on generated rows.
 
     gan: softplus(-C) on data, softplus(C) on generated rows; wgan: -C and C.
     """
@@ -50,7 +50,7 @@ def critic_loss(loss: str, values: Tensor, is_data: bool) -> Tensor:
 
 
 def generator_loss(loss: str, values: Tensor) -> Tensor:
-    """What the generator minimizes, per row, from the critic's values of its rows. gan: softplus(-C); wgan: -C."""
+    """The generator's loss per row, from the critic's values of its rows. gan: softplus(-C); wgan: -C."""
     return critic_loss(loss, values, is_data=True)
 
 
@@ -81,7 +81,7 @@ class _Trained:
         return sums
 
     def gradient_norm(self) -> float:
-        """Of the last update."""
+        """Norm of the gradient of the last update."""
         return sum(float(self.sums.parts[name].square().sum()) for name in self.parameters) ** 0.5
 
 
@@ -120,7 +120,7 @@ class GanObjective:
         """This worker's; a worker without any takes part in all sums with a block of no rows."""
         self.monitors = _Monitors(config.evaluation, train, heldout.to(comm.device))
         self.precision = choose_together(model.precision if model.architecture == "convolutional" else "float32", comm)
-        """What products compute in: the first worker's choice."""
+        """Precision of products: the first worker's choice."""
 
         self.model = Gan(model).initialize_(stream(config.seed, "initial weights")).to(comm.device)
         count, loss = len(self.blocks), "loss"

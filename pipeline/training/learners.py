@@ -28,7 +28,7 @@ class Learner(Protocol):
         ...
 
     def state(self) -> dict[str, Tensor]:
-        """What the remaining updates depend on besides the parameters, by full name; empty before the first update."""
+        """State on which the remaining updates depend besides the parameters, by full name; empty before the first update."""
         ...
 
     def load_state(self, state: dict[str, Tensor]) -> None:

@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 
 class Progress(NamedTuple):
-    """What happened since the last row."""
+    """The events since the last row."""
 
     step: int
     """Updates made so far."""

@@ -24,9 +24,9 @@ from pipeline.samplers.protocols import DRIVEN, FRESH, WideStart, draw_samples
 from pipeline.training.objective import Evaluation
 
 SEED = 20_180_424
-"""Of every evaluation of every run: two models are compared on the same random numbers."""
+"""Seed of every evaluation of every run: two models are compared on the same random numbers."""
 NUM_SHOWN = 36
-"""Rows of the driven protocol that each evaluation keeps for people to look at."""
+"""Number of samples that each evaluation saves for people to look at."""
 
 
 class Monitors:
