@@ -1,4 +1,4 @@
-"""Which tiles are fastest on this CUDA device: what samplers/fused.choose_tile rests on.
+"""Which tiles are fastest on this CUDA device: the measurements behind choose_tile in fused/sweeps.py.
 
 `python -m benchmarks.gpu_tiles [--out FILE]`; 1024-512, Gaussian visible units, driven. A tile that does not fit the device is
 named with its error.

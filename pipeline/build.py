@@ -81,7 +81,7 @@ def build_beam(config: RunConfig, train: Tensor, heldout: Tensor, comm: Comm) ->
     features = FEATURES[config.critic.feature if config.critic else "hidden_mean"]
     monitors = Monitors(config.evaluation, train, heldout.to(comm.device))
     others = (features, monitors, wide_start, comm)
-    if s.kernel == "torch" or not comm.my_blocks(s.num_blocks):  # a worker without chains has nothing to fuse
+    if s.kernel == "torch":
         chains = TorchChains(rbm, sampler, *of_chains, arithmetic)
         return BeamObjective(config, batches, rbm, chains, learner, adversary, *others)
 
@@ -93,6 +93,9 @@ def build_beam(config: RunConfig, train: Tensor, heldout: Tensor, comm: Comm) ->
             'sampler.kernel = "fused" needs a CUDA device, triton, float32, Bernoulli hidden units and no replica '
             'exchange; use "torch"'
         )
+    if not comm.my_blocks(s.num_blocks):  # a worker without chains has nothing to fuse
+        none = TorchChains(rbm, sampler, *of_chains, arithmetic)
+        return BeamObjective(config, batches, rbm, none, learner, adversary, *others)
     operands = torch.bfloat16 if arithmetic[1] == "bfloat16" else torch.float32
     if can_fuse_update(config, comm, adversary, learner):
         of_update = FusedChains(rbm, sampler, *of_chains, operands, config.data.batch_size)

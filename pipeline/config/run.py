@@ -60,9 +60,11 @@ class EvaluationConfig:
     num_components: Count = 100
     """Principal components of the training rows in which Frechet distance, precision and recall are
     computed."""
-    selection_metric: Literal["frechet_latent", "kl_forward", "kl_sum", "reconstruction_mse"] = "frechet_latent"
-    """Metric that decides between models: smaller is better. reconstruction_mse is an autoencoder's
-    alone; noise lowers reverse KL, which therefore is not one of them."""
+    selection_metric: Annotated[
+        Literal["frechet_latent", "kl_forward", "kl_sum", "reconstruction_mse"],
+        Field(description="noise alone lowers reverse KL, so it cannot decide"),
+    ] = "frechet_latent"
+    """Metric that decides between models: smaller is better. reconstruction_mse is an autoencoder's alone."""
 
     def __post_init__(self) -> None:
         rows = self.minibatch_rows
@@ -74,7 +76,7 @@ class CheckpointConfig:
     """The times at which the whole state is written, and how many of the newest are kept."""
 
     every_updates: Count = 500
-    keep: Annotated[Whole, Field(ge=2)] = 2
+    keep: Annotated[Whole, Field(ge=2, description="the newest may turn out damaged")] = 2
     """Checkpoints that are kept, at least 2: the newest may turn out damaged."""
     log_every_updates: Count = 25
     """Updates between two rows of metrics (and looks at a stop request)."""

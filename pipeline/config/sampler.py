@@ -32,7 +32,7 @@ class SamplerConfig:
     places (pipeline/samplers/exchange.py); beta_std must be 0."""
     lowest_beta: Inner = 0.05
     """Inverse temperature of the hottest replicas; those between lie at equal ratios."""
-    num_blocks: Count = 4
+    num_blocks: Annotated[Whole, Field(ge=1, description="at most sampler.num_chains")] = 4
     """Fixed blocks, from 1 to num_chains, into which chains and batches are dealt; at most this many
     workers have work. More blocks are smaller and cost some speed of the matrix products; the number is
     part of what defines the run."""

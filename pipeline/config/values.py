@@ -5,6 +5,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import AfterValidator, Field, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic_core import PydanticCustomError
 
 
 def _exact(value: int) -> int:
@@ -14,8 +15,10 @@ def _exact(value: int) -> int:
 
 
 def _as_given(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
-    check(value)
-    return value  # 1 is saved as 1 and 1.0 as 1.0: hashes of what is saved name runs and stages
+    if not isinstance(value, int | float):  # pydantic would take whatever can become a float
+        raise PydanticCustomError("float_type", "not a number")
+    number = check(value)
+    return value if type(value) is int else number  # 1 is saved as 1: hashes of what is saved name runs and stages
 
 
 Whole = Annotated[int, AfterValidator(_exact)]
@@ -44,7 +47,8 @@ def allowed(hint: Any) -> str:
     if origin is Annotated:
         rules = [asdict(rule).items() for part in inner[1:] for rule in getattr(part, "metadata", ())]
         bounds = [f"{_BOUNDS[name]} {value}" for rule in rules for name, value in rule if name in _BOUNDS]
-        return f"{' and '.join(bounds)} ({allowed(inner[0])})" if bounds else allowed(inner[0])
+        reasons = "".join(f": {part.description}" for part in inner[1:] if getattr(part, "description", None))
+        return (f"{' and '.join(bounds)} ({allowed(inner[0])})" if bounds else allowed(inner[0])) + reasons
     if origin is Literal:
         return " or ".join(map(repr, inner))
     if origin is tuple:

@@ -1,4 +1,4 @@
-"""Triton kernels of driven Gibbs for Bernoulli hidden and Bernoulli or Gaussian visible units; launched by fused.py.
+"""Triton kernels of driven Gibbs for Bernoulli hidden and Bernoulli or Gaussian visible units; launched by sweeps.py.
 
 Random numbers are Philox of (seed; unit / 4, particle, half sweep, step), one call for the numbers of four units, in 7 rounds
 (the fewest that pass the tests of Salmon et al., 2011): they belong to the particle, wherever it lies, and need no state.

@@ -6,7 +6,6 @@ block, whatever sampler.num_blocks: the number of blocks does not enter, and bit
 
 import importlib.util
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,10 +21,12 @@ from pipeline.fused.sweeps import FusedChains, Tile, operand_form
 from pipeline.learning.adam import Adam
 from pipeline.models.rbm import RBM, Hidden
 from pipeline.models.units import Gaussian
+from pipeline.samplers.protocols import WideStart
 from pipeline.training.beam import BeamObjective
-from pipeline.training.block import Block, Particles, Rows
+from pipeline.training.block import Block, Features, Particles, Rows
 from pipeline.training.guard import Bad, Guard
 from pipeline.training.learners import AdamLearner, Learner
+from pipeline.training.monitors import Monitors
 
 if importlib.util.find_spec("triton"):
     import triton
@@ -91,11 +92,14 @@ class FusedBeam(BeamObjective):
         chains: FusedChains,
         learner: Learner,
         adversary: Adversary | None,
-        *others: Any,
+        features: Features,
+        monitors: Monitors,
+        wide_start: WideStart,
+        comm: Comm,
     ):
         """See BeamObjective; `chains` have room for a batch of data rows, and `can_fuse_update` is true."""
         assert isinstance(learner, AdamLearner) and isinstance(adversary, ReplicatedAdversary | None)
-        super().__init__(config, batches, rbm, chains, learner, adversary, *others)
+        super().__init__(config, batches, rbm, chains, learner, adversary, features, monitors, wide_start, comm)
         feature = config.critic.feature if config.critic else "hidden_mean"
         self.update = FusedUpdate(rbm, chains, learner, adversary, feature)
         self.guard = LargestGuard(list(self.update.sums), [name for name, _ in rbm.named_parameters()], self.comm)

@@ -18,6 +18,7 @@ RELATIVE_FLOOR = 1e-6
 
 _SPARE_CANDIDATES = 8  # neighbors kept beyond those asked for, so that rounding in the product form cannot lose one
 _BLOCK_ELEMENTS = 1 << 24  # 128 MiB of float64 distances at a time where all pairs are subtracted
+_MOST_SUBTRACTED = 1 << 22  # numbers of one block of differences: 32 MiB
 _FEW_SUBTRACTIONS = 1 << 24  # a hundredth of a second on one thread; importing scikit-learn takes one to two
 
 
@@ -84,8 +85,13 @@ def nearest_distances(queries: Tensor, references: Tensor | None, num_neighbors:
     search.fit((references.double() - center).numpy())
     centered = None if among_themselves else (queries.double() - center).numpy()
     candidates = torch.from_numpy(search.kneighbors(centered, return_distance=False))
-    exact = [torch.linalg.vector_norm(queries.double() - references[column].double(), dim=1) for column in candidates.T]
-    return torch.stack(exact, 1).sort(1).values[:, :num_neighbors]
+    exact = torch.empty(candidates.shape, dtype=torch.float64)
+    for rows in torch.arange(len(queries)).split(max(1, _MOST_SUBTRACTED // queries.shape[1])):
+        mine = queries[rows].double()
+        for column in range(candidates.shape[1]):
+            difference = mine - references[candidates[rows, column]].double()
+            exact[rows, column] = torch.linalg.vector_norm(difference, dim=1)
+    return exact.sort(1).values[:, :num_neighbors]
 
 
 def knn_kl(x: Tensor, y: Tensor, num_neighbors: int = 5, allow_unequal: bool = False) -> KLEstimate:

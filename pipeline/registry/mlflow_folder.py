@@ -1,6 +1,6 @@
 """A model as MLflow keeps it, a folder with MLmodel and the package in data/package: checked before anything in it is used.
 
-    MLmodel                  which loader, which data: only what registry.py writes is accepted
+    MLmodel                  which loader, which data: only what register.py writes is accepted
     MODEL_CARD.md, *.png     for people
     conda.yaml, python_env.yaml, requirements.txt    what MLflow writes about the environment
     data/package/            the package (packages/files.py)

@@ -109,7 +109,7 @@ class TorchChains(Chains):
         start: Start,
         seed: int,
         comm: Comm,
-        arithmetic: tuple[Precision, Products] = ("float32", "float32"),
+        arithmetic: tuple[Precision, Products],
     ):
         """See Chains; `arithmetic` is that of the Gibbs steps' normal numbers on a CPU, and of their products."""
         super().__init__(rbm, sampler, config, start, seed, comm)

@@ -8,8 +8,11 @@ import pickle
 import re
 import reprlib
 from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline.config import (
@@ -410,3 +413,14 @@ def test_a_config_survives_pickling_and_rates_are_scaled_by_a_checked_copy(confi
     assert rates[0] == 0.5 * rates[1] and halved.with_rates(2.0) == config
     with pytest.raises(ConfigError, match=r"learning_rate\.initial = -"):
         config.with_rates(-1.0)
+
+
+@pytest.mark.parametrize("value", [np.float32(0.5), np.array(0.5), Decimal("0.5"), Fraction(1, 2), np.int64(1), "0.5"])
+def test_a_number_is_an_int_or_a_float(value: Any) -> None:
+    """Others could not be written, or could be changed later behind the check's back."""
+    with pytest.raises(ConfigError, match=r"initial = .*: must be above 0 \(a finite number\)"):
+        PowerLaw(initial=value)
+
+
+def test_a_float_of_numpys_own_is_kept_as_a_plain_one() -> None:
+    assert type(PowerLaw(initial=np.float64(0.5)).initial) is float
