@@ -14,6 +14,7 @@ from pipeline.config import (
     ForestCriticConfig,
     GANConfig,
     NaturalGradientConfig,
+    NetworkCriticConfig,
     RBMConfig,
     RunConfig,
 )
@@ -117,7 +118,7 @@ def _adversary_of_run(config: RunConfig, rbm: RBM, batches: Batches, comm: Comm)
 def choose_encoding(config: AnyCriticConfig, rbm: RBM) -> FeatureEncoding:
     """Bits where features are states in {0, 1}; else what critic.wire says."""
     form: Literal["bits", "bfloat16", "float32"] = config.wire
-    if config.feature == "hidden_sample" and rbm.config.hidden_units != "gaussian":
+    if config.feature == "hidden_sample" and rbm.hidden.in_unit_interval:
         form = "bits"
     width = rbm.config.num_visible if config.feature == "visible" else rbm.config.num_hidden
     return FeatureEncoding(width, rbm.weights.dtype, form)
@@ -166,6 +167,8 @@ def build_adversary(
         from pipeline.critics.forest import ForestCritic  # not at the top: scikit-learn takes a second to import
 
         critic = ForestCritic(config, seed)
-    else:
+    elif isinstance(config, NetworkCriticConfig):
         critic = NetworkCritic(config, wire.num_features, seed, comm, wire.dtype)
+    else:
+        raise ValueError(f"critic = {config}: no critic is built from {type(config).__name__} (pipeline/build.py)")
     return ReplicatedAdversary(critic, wire, comm, block_chains)

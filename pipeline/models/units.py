@@ -11,6 +11,7 @@ Bernoulli or one-hot layer, the mean of a Gaussian one. beta multiplies the whol
 """
 
 import math
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,8 @@ class Units(nn.Module):
 
     bias: nn.Parameter
     offset: Tensor
+    in_unit_interval = False
+    """True when states lie in {0, 1}, and means between: they travel as bits, and rows outside of [0, 1] are refused."""
 
     def __init__(self, size: int, dtype: torch.dtype = torch.float32):
         super().__init__()
@@ -93,6 +96,18 @@ class Units(nn.Module):
         """Set a visible layer's starting values from the data's mean and variance per unit [size], float64."""
         raise NotImplementedError
 
+    def independent(self, data: Tensor) -> "Units":
+        """A visible layer without a field that fits data rows [N, size], N >= 2, in float64: where annealing starts.
+
+        A unit that never changes keeps a finite bias, and tails are not lighter than this layer's own: they would give the
+        weights of annealing an infinite variance.
+        """
+        raise NotImplementedError
+
+    def _empty(self) -> Self:
+        """A layer of this kind and size in float64, at zero."""
+        return type(self)(len(self.bias), torch.float64).to(self.bias.device)
+
     def spread(self, mean: Tensor, std: Tensor, generator: torch.Generator) -> Tensor:
         """Independent wide states [rows, size] of the data's mean [rows, size] and, if real, its standard deviation [size]."""
         raise NotImplementedError
@@ -111,6 +126,8 @@ class Units(nn.Module):
 class Bernoulli(Units):
     """Units in {0, 1}: a(x) = bias * x."""
 
+    in_unit_interval = True
+
     def mean(self, total: Tensor, beta: Tensor | float = 1.0) -> Tensor:
         return torch.sigmoid(total if isinstance(beta, float) and beta == 1 else total * beta)
 
@@ -126,6 +143,11 @@ class Bernoulli(Units):
     def fit_(self, mean: Tensor, variance: Tensor, config: RBMConfig) -> None:
         self.bias.copy_(torch.logit(mean, eps=0.01))
 
+    def independent(self, data: Tensor) -> "Bernoulli":
+        base, mean = self._empty(), data.mean(0, dtype=torch.float64)
+        base.bias.copy_(torch.logit((mean * len(data) + 0.5) / (len(data) + 1)))
+        return base
+
     def spread(self, mean: Tensor, std: Tensor, generator: torch.Generator) -> Tensor:
         return torch.empty_like(mean).uniform_(generator=generator).lt_(mean)
 
@@ -140,6 +162,8 @@ class Bernoulli(Units):
 
 class OneHot(Units):
     """One categorical variable as `size` units of which exactly one is 1 (a softmax layer)."""
+
+    in_unit_interval = True
 
     def mean(self, total: Tensor, beta: Tensor | float = 1.0) -> Tensor:
         return torch.softmax(total * beta, dim=1)
@@ -157,6 +181,11 @@ class OneHot(Units):
 
     def fit_(self, mean: Tensor, variance: Tensor, config: RBMConfig) -> None:
         self.bias.copy_(mean.clamp(min=0.01 / len(mean)).log())
+
+    def independent(self, data: Tensor) -> "OneHot":
+        base, mean = self._empty(), data.mean(0, dtype=torch.float64)
+        base.bias.copy_(((mean * len(data) + 1 / len(mean)) / (len(data) + 1)).log())
+        return base
 
     def spread(self, mean: Tensor, std: Tensor, generator: torch.Generator) -> Tensor:
         return self.sample_(mean.clamp(min=1e-6).log(), None, generator)
@@ -220,6 +249,12 @@ class Gaussian(Units):
             std = torch.full_like(std, config.fixed_std)
         self.bias.copy_(mean)
         self.log_variance.copy_(2 * std.log())
+
+    def independent(self, data: Tensor) -> "Gaussian":
+        base = self._empty()
+        base.bias.copy_(data.mean(0, dtype=torch.float64))
+        base.log_variance.copy_(torch.maximum(data.double().var(0), self.variance()).log())
+        return base
 
     def spread(self, mean: Tensor, std: Tensor, generator: torch.Generator) -> Tensor:
         return torch.empty_like(mean).normal_(generator=generator) * std + mean

@@ -16,7 +16,6 @@ from pipeline.config import RBMConfig, RunConfig
 from pipeline.data.whitening import Whitening
 from pipeline.models.autoencoder import NUM_FEATURES
 from pipeline.models.rbm import RBM
-from pipeline.models.units import Gaussian
 from pipeline.packages.autoencoder import PackagedAutoencoder
 from pipeline.packages.files import (
     FLOATS,
@@ -248,7 +247,7 @@ class PackagedBeam:
         """The checked input on the CPU: pixels uint8 [n, 64, 64, 3], or rows float32 [n, V]."""
         if self.autoencoder is not None:
             return as_pixels(data)
-        return as_points(data, len(self.rbm.visible.bias), not isinstance(self.rbm.visible, Gaussian))
+        return as_points(data, len(self.rbm.visible.bias), self.rbm.visible.in_unit_interval)
 
     def _decode(self, latents: Tensor) -> Tensor:
         raw = self.whitening.invert(latents)

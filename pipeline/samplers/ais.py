@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from pipeline.models.rbm import RBM
-from pipeline.models.units import Gaussian, OneHot, Units
+from pipeline.models.units import Gaussian, Units
 from pipeline.streams import stream
 
 CHAINS_PER_BLOCK = 128
@@ -102,7 +102,7 @@ def annealed_log_weights(rbm: RBM, data: Tensor, num_chains: int, num_temperatur
     rbm = copy.deepcopy(rbm).double()
     rbm.check_normalizable()
     data = data.to(rbm.weights.device)
-    base = _base_layer(rbm.visible, data)
+    base = rbm.visible.independent(data)
     mean = data.mean(0, dtype=torch.float64, keepdim=True)
     schedule = torch.linspace(0, 1, num_temperatures + 1, dtype=torch.float64).tolist()
     blocks = [
@@ -147,22 +147,3 @@ def _sample_visible(base: Units, visible: Units, field: Tensor, t: float, genera
     precision = base_precision + own_precision
     mean = (base_precision * base.bias + own_precision * total) / precision
     return mean + torch.empty_like(mean).normal_(generator=generator) * precision.rsqrt()
-
-
-def _base_layer(visible: Units, data: Tensor) -> Units:
-    """The visible layer without weights that fits the data: independent units with their means (and variances).
-
-    Probabilities are smoothed by one row, so a unit that never changes keeps a finite bias. The variance of a Gaussian
-    unit is not taken below the model's own conditional one: lighter tails than the model's would give the weights an
-    infinite variance.
-    """
-    base = type(visible)(len(visible.bias), torch.float64).to(visible.bias.device)
-    mean = data.mean(0, dtype=torch.float64)
-    if isinstance(visible, Gaussian) and isinstance(base, Gaussian):
-        base.bias.copy_(mean)
-        base.log_variance.copy_(torch.maximum(data.double().var(0), visible.variance()).log())
-    elif isinstance(visible, OneHot):
-        base.bias.copy_(((mean * len(data) + 1 / len(mean)) / (len(data) + 1)).log())
-    else:
-        base.bias.copy_(torch.logit((mean * len(data) + 0.5) / (len(data) + 1)))
-    return base

@@ -10,12 +10,13 @@ import reprlib
 from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
 from pipeline.config import (
+    AnyCriticConfig,
     AutoencoderConfig,
     CheckpointConfig,
     ConfigError,
@@ -32,6 +33,7 @@ from pipeline.config import (
     RunConfig,
     SamplerConfig,
     Schedules,
+    UnitKind,
     chosen_settings,
     flatten,
     parse_settings,
@@ -141,7 +143,7 @@ def test_an_unknown_key_of_a_file_is_refused_with_its_place() -> None:
         ("model.center_visible", 1, "true or false"),
         ("name", 5, "text"),
         ("critic.weighting", "cubic", "'distance' or 'uniform'"),
-        ("model.visible_units", "poisson", "'bernoulli' or 'gaussian' or 'onehot'"),
+        ("model.visible_units", "poisson", " or ".join(map(repr, get_args(UnitKind)))),
         ("schedules.likelihood.updates", "soon", "at least 0 (a whole number) or null"),
         ("model.num_visible", 2**53, "below 2^53"),
         ("optimizer.epsilon", 10**400, "above 0 (a finite number)"),
@@ -377,8 +379,8 @@ def test_a_run_is_known_by_what_it_chooses():
         (lambda: RunConfig("x", data={"batch_size": 3}), "data = {'batch_size': 3}: must be DataConfig"),
         (
             lambda: RunConfig("x", critic=SamplerConfig()),
-            "critic = SamplerConfig...chains='data'): must be CriticConfig or ForestCriticConfig or NetworkCriticConfig "
-            "or null",
+            "critic = SamplerConfig...chains='data'): must be "
+            f"{' or '.join(kind.__name__ for kind in get_args(AnyCriticConfig))} or null",
         ),
         (lambda: RunConfig(), "name = None: must be set: it has no default"),
         (lambda: DataConfig(1, "manifest", 0, 3), "DataConfig: takes at most 3 values by position"),
