@@ -1,4 +1,4 @@
-"""What an earlier revision left is loaded, continued, found finished and resumed; see tests/fixtures/README.md."""
+"""Files of an earlier revision are loaded, continued, found finished and resumed; see tests/fixtures/README.md."""
 
 import json
 import os
@@ -115,7 +115,7 @@ def test_a_checkpoint_is_verified_loaded_and_continued(name: str, runs: Path, tm
 
 
 def test_the_names_of_a_beams_tensors(runs: Path) -> None:
-    """Of a driven BEAM with Adam and a nearest-neighbor critic; the test above says that today's are the fixture's."""
+    """A driven BEAM with Adam and a nearest-neighbor critic; the test above says that today's are the fixture's."""
     found = load_latest(runs / "beam" / "checkpoints")
     assert found is not None
     model = {"weights", "visible.bias", "visible.log_variance", "visible.offset", "hidden.bias", "hidden.offset"}
